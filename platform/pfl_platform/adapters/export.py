@@ -1,0 +1,82 @@
+"""A client's personal model as one adapter that plain peft loads.
+
+A weighted sum of low-rank affine maps is again one: U = [w_1 U_1, w_2 U_2, ...], V stacked below each other, c =
+sum w_s c_s. Each site is saved with its own rank, so nothing is truncated. A mix whose weights depend on the input
+has no such form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import Factors, Mix, SlotLayer
+
+
+def static_weights(layer: SlotLayer, mix: Mix) -> Mapping[str, float] | None:
+    """Slot weights of a mix at a site, or None when they depend on rows or input."""
+    if isinstance(mix, str):
+        weights: Mapping[str, float] | None = layer.mixes[mix].static()  # type: ignore[operator]
+        return weights
+    if any(isinstance(weight, Tensor) for weight in mix.values()):
+        return None
+    return {slot: float(weight) for slot, weight in mix.items()}
+
+
+def merged(layer: SlotLayer, weights: Mapping[str, float]) -> Factors:
+    """One factor pair for a weighted sum of slots. Slots that share V (the same tensor) are added, not stacked."""
+    parts = [(weight, layer.factors(slot)) for slot, weight in weights.items()]
+    u = torch.cat([weight * part.u for weight, part in parts], dim=1)
+    v = torch.cat([part.v for _, part in parts], dim=0)
+    offsets = [weight * part.c for weight, part in parts if part.c is not None]
+    c = torch.stack(offsets).sum(0) if offsets else None
+    if len(parts) > 1 and all(part.u.shape == parts[0][1].u.shape for _, part in parts):
+        first = parts[0][1].u
+        if all(torch.equal(part.u, first) for _, part in parts):
+            u, v = first, torch.stack([weight * part.v for weight, part in parts]).sum(0)
+    return Factors(u, v, c)
+
+
+def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
+    """Writes the adapter that is loaded in `host`, mixed, as `adapter_config.json` and `adapter_model.safetensors`.
+
+    Returns False, writing nothing, when the mix depends on the input. Load it with
+    `peft.PeftModel.from_pretrained(backbone, folder)`.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    factors: dict[str, Factors] = {}
+    for layer in host.layers.values():
+        weights = static_weights(layer, mix)
+        if weights is None:
+            return False
+        factors[layer.site.path] = merged(layer, weights)
+    biased = any(item.c is not None for item in factors.values())
+    tensors: dict[str, Tensor] = {}
+    for path, item in factors.items():
+        prefix = f"base_model.model.{path}."
+        tensors[prefix + "lora_A.weight"] = item.v.detach().cpu().contiguous()
+        tensors[prefix + "lora_B.weight"] = item.u.detach().cpu().contiguous()
+        if biased:
+            offset = item.c if item.c is not None else item.u.new_zeros(item.u.shape[0])
+            tensors[prefix + "lora_B.bias"] = offset.detach().cpu().contiguous()
+    ranks = {path: int(item.v.shape[0]) for path, item in factors.items()}
+    largest = max(ranks.values())
+    config = LoraConfig(
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=dict(ranks),
+        alpha_pattern=dict(ranks),
+        target_modules=sorted(factors),
+        lora_bias=biased,
+        inference_mode=True,
+    )
+    config.base_model_name_or_path = host.backbone.card.source or host.backbone.name
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    return True

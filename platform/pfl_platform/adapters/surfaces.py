@@ -1,0 +1,235 @@
+"""Adapters as the core sees them: sites, slots, mixes, and the one layer that applies them.
+
+A *site* is an adapted linear map. Its canonical name means the same in every backbone when its scope is "all", and
+within one backbone when its scope is "backbone". A *key* is `slot/site/part`, for example
+`local/block1.mlp.down_proj/P`."""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pfl_platform.backbones import Backbone
+
+Scope = Literal["all", "backbone"]
+Tensors: TypeAlias = Mapping[str, Tensor]
+Mix: TypeAlias = Mapping[str, "float | Tensor"] | str
+"""Slot -> weight (a number, or one per row, shape (rows,)); or the name of a learned mix. `{}` is the bare backbone."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One adapted linear map: `path` in the model, canonical `name`, shape, and with whom its params may be combined.
+
+    The name begins with `block` when the scope is "all" (the k-th adapted block of any backbone) and with `layer`
+    when it is "backbone", so that a set of keys can be told apart by name alone (see `shared`).
+    """
+
+    name: str
+    path: str
+    in_features: int
+    out_features: int
+    scope: Scope = "backbone"
+    block: int = 0  # index of the decoder block, from 0
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A set of keys, as shell patterns over `slot/site/part`. A key belongs to it when any pattern matches.
+
+    >>> Keys("local/*/A", "local/*/B").match("local/layer0.q_proj/A")
+    True
+    >>> "global/x/A" in Keys("local/*")
+    False
+    """
+
+    patterns: tuple[str, ...]
+
+    def __init__(self, *patterns: str) -> None:
+        object.__setattr__(self, "patterns", patterns)
+
+    def match(self, key: str) -> bool:
+        return any(fnmatch.fnmatchcase(key, pattern) for pattern in self.patterns)
+
+    __contains__ = match
+
+    def of(self, tensors: Tensors) -> dict[str, Tensor]:
+        """The chosen part of `tensors`, sorted by key."""
+        return {key: tensors[key] for key in sorted(tensors) if self.match(key)}
+
+
+def shared(slot: str, scope: Scope) -> Keys:
+    """The keys of a slot whose sites have this scope.
+
+    >>> "local/block1.mlp.up_proj/P" in shared("local", "all")
+    True
+    """
+    return Keys(f"{slot}/block*" if scope == "all" else f"{slot}/layer*")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Role of an adapter. `client` slots belong to each client; a `backbone` slot is shared by all clients of a
+    backbone."""
+
+    name: str
+    scope: Literal["client", "backbone"] = "client"
+
+
+class LearnedMix(nn.Module, ABC):
+    """Weights of slots that are trained, one module per site. Its parameters are keys `<mix name>/site/<parameter>`."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None, rng: torch.Generator | None) -> Mapping[str, Tensor]:
+        """Slot -> weight, broadcastable to (rows, positions, 1), from the site's input x (rows, positions, d_in).
+        mask (rows, positions) is 1 where x is no padding; None: nowhere. `rng` is there in training only (for mixes
+        that draw noise)."""
+
+    def static(self) -> Mapping[str, float] | None:
+        """The weights when they do not depend on the input, else None; a static mix can be saved as one plain
+        adapter."""
+        return None
+
+
+MixFactory: TypeAlias = Callable[[Site], LearnedMix]
+
+
+@dataclass
+class Control:
+    """What a forward pass tells every site of one backbone: the mix, and where its dropout comes from.
+
+    One object is shared by all `SlotLayer`s of a backbone, so that a pass sets it once.
+    """
+
+    mix: Mix = field(default_factory=dict)
+    rng: Callable[[str], torch.Generator] | None = None  # site name -> generator; None: no dropout, no noise
+    mask: Tensor | None = None  # attention mask of the pass, (rows, all positions so far)
+
+    def weights(self, layer: SlotLayer, x: Tensor) -> Mapping[str, float | Tensor]:
+        """The weight of each slot at this site for this input."""
+        if isinstance(self.mix, str):
+            generator = self.rng(f"mix:{layer.site.name}") if self.rng is not None else None
+            mask = self.mask[:, -x.shape[1] :] if self.mask is not None else None
+            weights: Mapping[str, float | Tensor] = layer.mixes[self.mix](x, mask, generator)
+            return weights
+        return self.mix
+
+
+class SlotLayer(nn.Module, ABC):
+    """`W x + sum_s mix[row, s] * delta_s(x)` at one site.
+
+    Wraps the base linear map, frozen. Implementations hold the params of all slots and compute the mixture in one go.
+    """
+
+    def __init__(self, site: Site, base: nn.Module, control: Control) -> None:
+        super().__init__()
+        self.site = site
+        self.base = base
+        self.mixes = nn.ModuleDict()
+        # Held in a tuple so that nn.Module does not treat it as a child.
+        self._control = (control,)
+
+    @property
+    def control(self) -> Control:
+        return self._control[0]
+
+    @abstractmethod
+    def slot_params(self, slot: str) -> Mapping[str, Tensor]:
+        """part -> the live tensor (parameter or buffer) of a slot, for example A and B."""
+
+    @abstractmethod
+    def mixture(self, x: Tensor, weights: Mapping[str, float | Tensor]) -> Tensor:
+        """`sum_s weights[s] * delta_s(x)`, shape (rows, positions, d_out); weights holds at least one slot."""
+
+    @abstractmethod
+    def factors(self, slot: str) -> Factors:
+        """A slot's live params as `delta(x) = U (V x) + c`, the scale included in U and c."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        control = self.control
+        if not control.mix:
+            return out
+        weights = control.weights(self, x)
+        return out + self.mixture(x, weights).to(out.dtype)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A low-rank affine map: delta(x) = U (V x) + c. U (d_out, k), V (k, d_in), c (d_out,) or None."""
+
+    u: Tensor
+    v: Tensor
+    c: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        return self.u @ self.v
+
+
+class AdapterType(ABC):
+    """A kind of adapter, for example low-rank factors in every linear map. Built once per run."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @abstractmethod
+    def sites(self, backbone: Backbone) -> tuple[Site, ...]:
+        """Where it attaches in this backbone, in a fixed order."""
+
+    @abstractmethod
+    def install(self, backbone: Backbone, slots: Sequence[Slot], control: Control) -> Mapping[str, SlotLayer]:
+        """Puts a layer in place of every site and returns them by site name. Injects through peft, so that the params
+        have peft's shapes and a saved adapter has peft's format."""
+
+    @abstractmethod
+    def initial(self, backbone: Backbone, slot: str, seed: int) -> dict[str, Tensor]:
+        """First params of a slot: key -> tensor on the CPU, fp32. The same seed gives the same tensors on every
+        machine."""
+
+    def frozen(self, backbone: Backbone, seed: int) -> dict[str, Tensor]:
+        """Params that all slots of a backbone share and that no client trains, under the slot name `frozen`; often
+        none."""
+        return {}
+
+    @abstractmethod
+    def trainable(self, slot: str) -> Keys:
+        """The keys of a slot that training may change."""
+
+    def signature(self) -> Mapping[str, Any]:
+        """What must be equal between clients whose params are combined (rank, number of blocks ...)."""
+        return {}
+
+    def check(self, backbone: Backbone) -> None:
+        """Raises `UserError` when the adapter cannot attach to this backbone (for example a rank that is too large)."""
+        self.sites(backbone)
+
+
+def split_key(key: str) -> tuple[str, str, str]:
+    """`slot/site/part` taken apart.
+
+    >>> split_key("local/layer0.self_attn.q_proj/A")
+    ('local', 'layer0.self_attn.q_proj', 'A')
+    """
+    slot, site, part = key.split("/")
+    return slot, site, part
+
+
+def renamed(tensors: Tensors, old: str, new: str) -> dict[str, Tensor]:
+    """The keys of slot `old` under the slot name `new`, others left out.
+
+    >>> renamed({"local/a/P": torch.zeros(1), "gate/a/beta": torch.ones(1)}, "local", "global")
+    {'global/a/P': tensor([0.])}
+    """
+    return {new + key[len(old) :]: value for key, value in tensors.items() if key.startswith(old + "/")}
+
+
+def matching(keys: Iterable[str], share: Keys) -> list[str]:
+    """Sorted keys that a set of patterns covers."""
+    return sorted(key for key in keys if share.match(key))

@@ -1,0 +1,100 @@
+"""The configuration of a run: YAML in, resolved YAML out; unknown keys are errors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(Section):
+    """A component by name, with its options (checked by the plugin itself)."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Training(Section):
+    """Local training. Rates are per optimiser step."""
+
+    batch_size: int = Field(4, ge=1, description="samples per local step")
+    micro_batch: int = Field(0, ge=0, description="rows per forward; 0: the whole batch")
+    lr: float = Field(2e-5, gt=0, description="learning rate")
+    lr_of: dict[str, float] = Field(default_factory=dict, description="key pattern -> learning rate, first match first")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: off")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0, description="warm-up steps, counted over the whole run")
+
+
+class Stream(Section):
+    """How a client's data arrives."""
+
+    protocol: Literal["dynamic", "static"] = "dynamic"
+    sampler: Literal["uniform", "least_used"] = Field(
+        "uniform", description="how batches are drawn from the episodic memory"
+    )
+    decay: float = Field(0.99, gt=0, le=1, description="least_used: use counts shrink by this at each draw")
+    temperature: float = Field(0.125, gt=0, description="least_used: probability ~ exp(-count / temperature)")
+    capacity: int = Field(0, ge=0, description="samples that the memory holds; 0: no limit")
+
+
+class Evaluation(Section):
+    """When and what is evaluated."""
+
+    every: int = Field(5, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    others: bool = Field(True, description="evaluate on other clients' tasks too")
+    others_last_only: bool = Field(False, description="fill Others in the last round only")
+    unseen: bool = Field(False, description="evaluate on the benchmark's unseen tasks in the last round")
+    baseline: bool = Field(True, description="evaluate before training (gain over no training)")
+    items: int = Field(0, ge=0, description="test items per task, the first ones; 0: all")
+    items_others: int = Field(0, ge=0, description="test items per task for Others; 0: as `items`")
+    batch_size: int = Field(32, ge=1)
+    max_new_tokens: int = Field(16, ge=1)
+    split: Literal["test", "validation"] = "test"
+
+
+class Public(Section):
+    """The public set."""
+
+    name: str | None = Field(None, description="one of the benchmark's public sets, or a folder")
+    size: int = Field(5000, ge=1)
+
+
+class EngineOptions(Section):
+    """Where tasks run and the numeric options that are pinned in a run."""
+
+    name: str = "inprocess"
+    threads: int = Field(0, ge=0, description="torch threads, which change the last bits; 0: torch's own choice")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen backbones")
+    device: str = Field("auto", description="auto: cuda when there is one, else cpu")
+
+
+class RunConfig(Section):
+    """Everything that decides a run. `pfl-platform run` writes it, resolved, as `config.yaml` in the run folder."""
+
+    method: str
+    benchmark: Choice
+    adapter: Choice
+    objective: Choice
+    aggregator: Choice
+    personalizer: Choice | None = None
+    postprocessors: tuple[Choice, ...] = ()
+    observers: tuple[Choice, ...] = ()
+    backbones: dict[str, str] = Field(default_factory=dict, description="client id -> backbone; '*' for all others")
+    backbone_options: dict[str, Any] = Field(default_factory=dict, description="options for every backbone")
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(20, ge=1)
+    local_steps: int = Field(100, ge=1)
+    cohort: int = Field(0, ge=0, description="clients per round; 0: all")
+    training: Training = Field(default_factory=Training)
+    stream: Stream = Field(default_factory=Stream)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    public: Public = Field(default_factory=Public)
+    engine: EngineOptions = Field(default_factory=EngineOptions)

@@ -1,0 +1,174 @@
+"""What a benchmark supplies: samples, tasks, clients.
+
+Everything is lazy and read-only. A picture is known by a key and opened only when a backbone encodes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from pfl_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Kind = Literal["multi-choice", "open-ended"]
+Protocols = Literal["dynamic", "static"]
+IMAGE_MARK = "<image>"
+"""Where a picture stands in a human turn; one mark per picture, in order."""
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """A picture that can be opened any number of times. `key` names its content: equal keys, equal pixels."""
+
+    @property
+    def key(self) -> str: ...
+
+    def load(self) -> Image:
+        """The picture as RGB."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FilePicture:
+    """A picture in a file; a missing or broken file is a `UserError` that names it."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return str(self.path)
+
+    def load(self) -> Image:
+        from PIL import Image as images
+
+        try:
+            with images.open(self.path) as image:
+                return image.convert("RGB")
+        except FileNotFoundError:
+            raise UserError(f"The picture {self.path} does not exist.") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"The picture {self.path} cannot be read: {error}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange: what the human says (with `<image>` marks) and the answer that is learned or scored."""
+
+    human: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation with its pictures. Evaluation uses the first turn only.
+
+    `references` are all accepted answers (the first turn's answer when empty);
+    `options` are the choices of a multi-choice question, in the order shown.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    pictures: tuple[Picture, ...] = ()
+    options: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        return self.references or (self.turns[0].answer,)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task of a client. `train`, `validation` and `test` are disjoint; only `test` is ever reported and
+    only `train` and `validation` may be read for tuning, features and statistics.
+
+    `metric` names a plugin of kind `metric` (for example `choice`, `rouge_l`).
+    """
+
+    name: str
+    kind: Kind
+    metric: str
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    test: Sequence[Sample]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """A client: its tasks in the order in which they arrive, and the backbone that the benchmark proposes for it."""
+
+    client_id: str
+    backbone: str
+    tasks: tuple[TaskData, ...]
+
+    @property
+    def num_examples(self) -> int:
+        return sum(len(task.train) for task in self.tasks)
+
+
+class Benchmark(Protocol):
+    """Data, partition, protocol and metrics of one benchmark. Built once per run by `pfl_make_benchmark`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def clients(self) -> tuple[ClientData, ...]: ...
+
+    @property
+    def unseen(self) -> tuple[TaskData, ...]:
+        """Tasks that no client trains on; may be empty."""
+        ...
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Run settings that this benchmark proposes, as nested sections of `RunConfig` (rounds, local_steps,
+        training, evaluation ...). A recipe, a method's own defaults for them, and the user override these."""
+        ...
+
+    def public(self, name: str | None, size: int, seed: int) -> Sequence[Sample]:
+        """`size` samples disjoint from every client's data; `name` chooses among public sets, or is a path."""
+        ...
+
+    def digest(self) -> str:
+        """Names the data's content; part of what resume and caches compare."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedBenchmark:
+    """A benchmark whose parts are already there; what most loaders return."""
+
+    name: str
+    clients: tuple[ClientData, ...]
+    content: str
+    unseen: tuple[TaskData, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    public_sets: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+
+    def public(self, name: str | None, size: int, seed: int) -> Sequence[Sample]:
+        """See `Benchmark.public`; draws without replacement at the address (seed, "public", name)."""
+        from pfl_platform.errors import nearest
+        from pfl_platform.rng import numpy_rng
+
+        if not self.public_sets:
+            raise UserError(
+                f"The benchmark '{self.name}' has no public set; name a folder that has one with --public PATH."
+            )
+        chosen = name if name is not None else next(iter(self.public_sets))
+        if chosen not in self.public_sets:
+            raise UserError(f"'{chosen}' is no public set of '{self.name}'." + nearest(chosen, self.public_sets))
+        samples = self.public_sets[chosen]
+        if len(samples) <= size:
+            return samples
+        picked = numpy_rng(seed, "public", chosen).choice(len(samples), size=size, replace=False)
+        return [samples[int(index)] for index in sorted(picked)]
+
+    def digest(self) -> str:
+        return self.content

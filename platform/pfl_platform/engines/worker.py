@@ -1,0 +1,136 @@
+"""What one worker does with one task: load, receive, train, measure, send, score. The same on every engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import AdapterType, Keys, MixFactory, Slot, Tensors
+from pfl_platform.backbones import Backbone
+from pfl_platform.data import Sample, TaskData
+from pfl_platform.errors import RunStopped
+from pfl_platform.evaluation.generate import CellData, Judge, to_lines
+from pfl_platform.evaluation.surfaces import Cell, CellResult
+from pfl_platform.federation.tasks import Cost, Outcome, Share, Store, Task
+from pfl_platform.ledger.bytes import payload_bytes
+from pfl_platform.ledger.memory import peak_memory
+from pfl_platform.ledger.sampling import FlopMeter
+from pfl_platform.rng import torch_rng
+from pfl_platform.training.driver import Driver, TorchDriver
+from pfl_platform.training.loop import Actor, StepObserver, Trained, train
+
+
+@dataclass
+class Workplace:
+    """What a worker needs to know of the run; the same objects for all tasks of a process."""
+
+    seed: int
+    load: Callable[[str], Backbone]
+    adapter: AdapterType
+    slots: Sequence[Slot]
+    mixes: Mapping[str, MixFactory]
+    store: Store
+    judge: Judge
+    cell_data: CellData
+    cell_items: Callable[[Cell, TaskData, str], Sequence[Sample]]
+    driver: Driver = field(default_factory=TorchDriver)
+
+
+class Worker:
+    """Executes tasks one after another. Keeps one `Host` per backbone."""
+
+    def __init__(self, place: Workplace) -> None:
+        self.place = place
+        self._hosts: dict[str, Host] = {}
+        self._flops = FlopMeter()
+
+    def host(self, name: str) -> Host:
+        if name not in self._hosts:
+            place = self.place
+            self._hosts[name] = Host(place.load(name), place.adapter, place.slots, place.mixes)
+        return self._hosts[name]
+
+    def execute(self, task: Task, observe: StepObserver | None = None) -> Outcome:
+        begun = time.perf_counter()
+        place, host = self.place, self.host(task.backbone)
+        host.load_frozen(task.frozen, place.store.get)
+        state: dict[str, Tensor] = place.store.get(task.state) if task.state else {}
+        inbox: Tensors = place.store.get(task.inbox) if task.inbox else {}
+        if task.receive is not None:
+            state = dict(task.receive(state, inbox))
+        host.load(state)
+        done = self._train(task, state, inbox, observe)
+        live = [key for key in state if key in host.params]
+        if any(key.startswith("frozen/") for key in live):
+            host.frozen_address = None  # this task may have changed what others share
+        state = {**state, **host.read(live), **done.private}
+        sent_tensors = self._outgoing(task, state, done, inbox)
+        sent = place.store.put(sent_tensors) if sent_tensors else None
+        scored = self._score(task, host)
+        seconds = time.perf_counter() - begun
+        cost = Cost(
+            seconds=seconds,
+            train_seconds=done.seconds,
+            steps=done.steps,
+            flops=self._flops.take(),
+            peak_memory=peak_memory(host.backbone.device),
+            up_payload=payload_bytes(sent_tensors),
+            up_wire=place.store.size(sent) if sent else 0,
+            down_payload=payload_bytes(inbox),
+            down_wire=place.store.size(task.inbox) if task.inbox else 0,
+        )
+        metrics = {f"loss/{name}": sum(values) / len(values) for name, values in done.losses.items() if values}
+        return Outcome(
+            actor=task.actor,
+            state=place.store.put(state) if state else None,
+            sent=sent,
+            num_examples=task.num_examples,
+            metrics=metrics,
+            scores={result.cell.key: result.score for result in scored},
+            predictions=place.store.put_text(to_lines(scored)) if scored else None,
+            cost=cost,
+        )
+
+    def _train(self, task: Task, state: Tensors, inbox: Tensors, observe: StepObserver | None) -> Trained:
+        if not task.phases and not task.statistics:
+            return Trained()
+
+        def rng(*parts: str | int) -> torch.Generator:
+            return torch_rng(self.place.seed, task.stage, task.round_index, task.actor, *parts)
+
+        actor = Actor(task.actor, task.backbone, self.host, rng, self.place.driver, inbox, self._flops)
+        try:
+            return train(actor, task.phases, task.statistics, state, observe)
+        except RunStopped as error:
+            where = f"round {task.round_index}" if task.stage == "round" else f"stage '{task.stage}'"
+            raise RunStopped(f"{str(error).rstrip('.')} ({where}).") from None
+
+    def _outgoing(self, task: Task, state: Tensors, done: Trained, inbox: Tensors) -> dict[str, Tensor]:
+        """What leaves: the declared keys of the state and of what statistics send, and nothing else."""
+        if not task.up:
+            return {}
+        allowed = Keys(*(pattern for share in task.up for pattern in share.keys.patterns))
+        sent: Tensors = allowed.of({**state, **done.sent})
+        for number, change in enumerate(task.postprocess):
+            address = (self.place.seed, "postprocess", task.round_index, task.actor, number)
+            sent = change(sent, inbox, lambda *parts, at=address: torch_rng(*at, *parts))
+        return dict(sent)
+
+    def _score(self, task: Task, host: Host) -> list[CellResult]:
+        if not task.score or task.recipe is None:
+            return []
+        cells = []
+        for cell in task.score:
+            data = self.place.cell_data(cell)
+            cells.append((cell, data, self.place.cell_items(cell, data, task.actor)))
+        return self.place.judge.score(host, task.recipe, cells)
+
+
+def undeclared(keys: Sequence[str], shares: Sequence[Share]) -> list[str]:
+    """Keys that no share covers; a server refuses a message that has any."""
+    return [key for key in keys if not any(key in share.keys for share in shares)]

@@ -1,0 +1,238 @@
+"""The components that plugins make, and what they see of a federation.
+
+Compose, do not subclass: a class here is abstract or final. Components keep no state between calls; client state and
+server state come in as arguments and go out as results.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import AdapterType, Keys, Mix, MixFactory, Slot, Tensors
+from pfl_platform.backbones import Backbone
+from pfl_platform.data import Benchmark, ClientData
+from pfl_platform.evaluation.surfaces import InferenceRecipe
+from pfl_platform.federation.tasks import Address, Program, Share, Store
+from pfl_platform.training.surfaces import Optim, Phase, Source, Statistic
+
+if TYPE_CHECKING:
+    from pfl_platform.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a component requires; checked before round 0.
+
+    consumes: slot names that updates must bring (for an aggregator), "*" for any at all. replies: slot names that
+    its replies hold, "*" for those that came in. adapters: adapter types that it works with (empty: any). modality:
+    "vision-language" or "text" when only one works. full_cohort: every client in every round.
+    """
+
+    consumes: tuple[str, ...] = ()
+    replies: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    modality: str | None = None
+    full_cohort: bool = False
+
+
+@dataclass
+class Federation:
+    """What `prepare`, aggregators and personalizers see. `frozen` holds, per backbone, the address of its shared
+    tensors; `prepare` may replace them."""
+
+    config: RunConfig
+    benchmark: Benchmark
+    adapter: AdapterType
+    backbone_of: Mapping[str, str]  # client id -> backbone name
+    store: Store
+    load: Callable[[str], Backbone]  # loads once per process
+    frozen: dict[str, Address] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> tuple[ClientData, ...]:
+        return self.benchmark.clients
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Names in use, smallest first (by params, then by name)."""
+        names = sorted(set(self.backbone_of.values()))
+        return tuple(sorted(names, key=lambda name: (self.load(name).card.num_params, name)))
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """One client's turn in one round, as an objective sees it. `source` is the client's stream through its memory;
+    `optim` holds the run's training options; `first_step` counts local steps of earlier rounds."""
+
+    fed: Federation
+    client: ClientData
+    round_index: int
+    local_steps: int
+    source: Source
+    optim: Optim
+
+    @property
+    def backbone(self) -> str:
+        return self.fed.backbone_of[self.client.client_id]
+
+    @property
+    def first_step(self) -> int:
+        return self.round_index * self.local_steps
+
+
+class Component:
+    """Shared by objectives, aggregators and personalizers."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:
+        """Tasks before round 0. Returns replacements for `fed.frozen` (backbone -> address), usually none."""
+        yield from ()
+        return {}
+
+    def describe(self) -> Mapping[str, Any]:
+        """The options as JSON; pinned in the run."""
+        return {}
+
+
+class Objective(Component):
+    """What a client minimises."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[Slot, ...]: ...
+
+    @property
+    def mixes(self) -> Mapping[str, MixFactory]:
+        """Learned mixes by name."""
+        return {}
+
+    @property
+    @abstractmethod
+    def up(self) -> tuple[Share, ...]:
+        """Keys that go up."""
+
+    @property
+    @abstractmethod
+    def down(self) -> tuple[Share, ...]:
+        """Keys that come down."""
+
+    @abstractmethod
+    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
+        """The client's state before its first round."""
+
+    @abstractmethod
+    def phases(self, ctx: ClientContext) -> tuple[Phase, ...]: ...
+
+    def statistics(self, ctx: ClientContext) -> tuple[Statistic, ...]:
+        return ()
+
+    def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
+        """State after a reply has arrived. Runs on the worker, before training; replies are under the keys of
+        `down`."""
+        return {**state, **reply}
+
+    @property
+    @abstractmethod
+    def mix(self) -> Mix:
+        """The mix of the personal model; what is evaluated and exported when no personalizer says otherwise."""
+
+    def others(self, fed: Federation) -> tuple[str, ...]:
+        """Further backbones that losses and statistics run."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sent in a round; tensors are read from the store when asked for."""
+
+    client_id: str
+    backbone: str
+    num_examples: int
+    address: Address
+    store: Store
+
+    def tensors(self, keys: Keys | None = None) -> dict[str, Tensor]:
+        return self.store.get(self.address, keys)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The updates of a round in a fixed client order; may be walked any number of times."""
+
+    items: tuple[Update, ...]
+
+    def __iter__(self) -> Iterator[Update]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """Server state between rounds: addresses of tensors and JSON. `report` is shown with the round, never read back."""
+
+    tensors: Mapping[str, Address] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Aggregator(Component):
+    """Updates to server state, server state to one reply per client."""
+
+    def init(self, fed: Federation) -> ServerState:
+        return ServerState()
+
+    @abstractmethod
+    def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
+        """Takes in a round's updates. May yield server tasks."""
+
+    @abstractmethod
+    def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
+        """What the server sends to one client when it dispatches the client's next task; {} when it has nothing yet."""
+
+
+class Personalizer(Component):
+    """Client state to the model that is evaluated."""
+
+    @abstractmethod
+    def recipe(self, objective: Objective) -> InferenceRecipe: ...
+
+
+class Postprocessor(Component):
+    """Changes an update before it is sent (clipping, noise)."""
+
+    @abstractmethod
+    def apply(self, update: Tensors, received: Tensors, rng: Callable[..., torch.Generator]) -> Tensors: ...
+
+
+def combine(tensors: Iterable[Tensors], weights: Sequence[float]) -> dict[str, Tensor]:
+    """`sum_i weights[i] * tensors[i]` per key; float64 inside, the input's dtype out.
+
+    `tensors` may be lazy: one item is held at a time. All items have the keys of the first.
+
+    >>> combine([{"a": torch.tensor([1.0])}, {"a": torch.tensor([3.0])}], [0.25, 0.75])
+    {'a': tensor([2.5000])}
+    """
+    sums: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for weight, item in zip(weights, tensors, strict=True):
+        if not sums:
+            dtypes = {key: value.dtype for key, value in item.items()}
+            sums = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in item.items()}
+        for key, total in sums.items():
+            total.add_(item[key].to(torch.float64), alpha=float(weight))
+    return {key: total.to(dtypes[key]) for key, total in sums.items()}

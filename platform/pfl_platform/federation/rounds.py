@@ -1,0 +1,255 @@
+"""Preparation and one round, as programs. Reads like the pseudocode of a federated method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pfl_platform.adapters.surfaces import Keys
+from pfl_platform.data import ClientData
+from pfl_platform.engines.worker import undeclared
+from pfl_platform.errors import UserError
+from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
+from pfl_platform.federation.components import (
+    Aggregator,
+    ClientContext,
+    Component,
+    Federation,
+    Objective,
+    Personalizer,
+    Postprocessor,
+    ServerState,
+    Update,
+    Updates,
+)
+from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Task
+from pfl_platform.rng import numpy_rng
+from pfl_platform.training.streams import ClientStream
+from pfl_platform.training.surfaces import Optim
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of a run."""
+
+    objective: Objective
+    aggregator: Aggregator
+    personalizer: Personalizer | None = None
+    postprocessors: tuple[Postprocessor, ...] = ()
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        extra = () if self.personalizer is None else (self.personalizer,)
+        return (self.objective, self.aggregator, *extra, *self.postprocessors)
+
+    def recipe(self) -> InferenceRecipe:
+        if self.personalizer is not None:
+            return self.personalizer.recipe(self.objective)
+        return InferenceRecipe((self.objective.mix,))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a federation stands between rounds: everything that the next round reads."""
+
+    states: Mapping[str, Address]
+    server: ServerState
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    progress: Progress
+    outcomes: Mapping[str, Outcome]
+
+
+def drive(program: Program[T], engine: Engine) -> T:
+    """Runs a program to its end on an engine."""
+    try:
+        tasks = next(program)
+        while True:
+            tasks = program.send(engine.run(tasks))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
+    """Before round 0: shared frozen params of every backbone, each component's own preparation, first states."""
+    for name in fed.backbones:
+        shared = fed.adapter.frozen(fed.load(name), fed.seed)
+        if shared:
+            fed.frozen[name] = fed.store.put(shared)
+    for component in parts.components:
+        replaced = yield from component.prepare(fed)
+        fed.frozen.update(replaced)
+    server = parts.aggregator.init(fed)
+    states = {}
+    for client in fed.clients:
+        initial = parts.objective.initial(context(fed, client, 0))
+        states[client.client_id] = fed.store.put(initial)
+    return Progress(states, server)
+
+
+def baseline(fed: Federation) -> Program[Mapping[str, Outcome]]:
+    """The bare backbones on every cell, before any training; one task per backbone."""
+    recipe = InferenceRecipe(({},))
+    tasks = []
+    for name in fed.backbones:
+        owners = [client for client in fed.clients if fed.backbone_of[client.client_id] == name]
+        cells = cells_for(fed, None) if fed.config.evaluation.others else sum((own_cells(c) for c in owners), ())
+        tasks.append(Task(f"backbone {name}", "baseline", 0, name, score=cells, recipe=recipe))
+    return (yield tasks)
+
+
+def one_round(fed: Federation, parts: Parts, progress: Progress, round_index: int) -> Program[RoundResult]:
+    """select -> reply -> local training -> absorb, and evaluation when it is due."""
+    cohort = select(fed, round_index)
+    tasks = [client_task(fed, parts, progress, client, round_index) for client in cohort]
+    outcomes = yield tasks
+    updates = collect(fed, parts, cohort, outcomes)
+    server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
+    states = dict(progress.states)
+    for client in cohort:
+        address = outcomes[client.client_id].state
+        if address is not None:
+            states[client.client_id] = address
+    absent = [client for client in fed.clients if client not in cohort]
+    if absent and evaluated(fed, round_index):
+        scored = yield [score_task(fed, parts, states, client, round_index) for client in absent]
+        outcomes = {**outcomes, **scored}
+    return RoundResult(Progress(states, server), outcomes)
+
+
+def select(fed: Federation, round_index: int) -> list[ClientData]:
+    """The cohort: all clients, or `cohort` of them drawn at (seed, "cohort", round), in the benchmark's order."""
+    size = fed.config.cohort
+    if size == 0 or size >= len(fed.clients):
+        return list(fed.clients)
+    picked = numpy_rng(fed.seed, "cohort", round_index).choice(len(fed.clients), size=size, replace=False)
+    return [fed.clients[int(k)] for k in sorted(picked)]
+
+
+def context(fed: Federation, client: ClientData, round_index: int) -> ClientContext:
+    config = fed.config
+    first, total = round_index * config.local_steps, config.rounds * config.local_steps
+    training = config.training
+    optim = Optim(
+        lr=training.lr,
+        lr_of=tuple((Keys(pattern), rate) for pattern, rate in training.lr_of.items()),
+        weight_decay=training.weight_decay,
+        clip=training.clip,
+        schedule=training.schedule,
+        warmup=training.warmup,
+        total_steps=total,
+        first_step=first,
+    )
+    stream = ClientStream(client, config.stream, fed.seed, training.batch_size, first, total)
+    return ClientContext(fed, client, round_index, config.local_steps, stream, optim)
+
+
+def client_task(fed: Federation, parts: Parts, progress: Progress, client: ClientData, round_index: int) -> Task:
+    """One client's turn. The reply is made here, when the client is dispatched."""
+    name = client.client_id
+    ctx = context(fed, client, round_index)
+    reply = parts.aggregator.reply(fed, progress.server, name)
+    strangers = undeclared(list(reply), parts.objective.down)
+    if strangers:
+        raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
+    seed = fed.seed
+    due = evaluated(fed, round_index)
+    return Task(
+        actor=name,
+        stage="round",
+        round_index=round_index,
+        backbone=fed.backbone_of[name],
+        state=progress.states[name],
+        frozen=fed.frozen.get(fed.backbone_of[name]),
+        inbox=fed.store.put(reply) if reply else None,
+        receive=parts.objective.receive if reply else None,
+        phases=parts.objective.phases(ctx),
+        statistics=parts.objective.statistics(ctx),
+        up=parts.objective.up,
+        others=parts.objective.others(fed),
+        postprocess=tuple(item.apply for item in parts.postprocessors),
+        score=cells_due(fed, client, round_index) if due else (),
+        recipe=parts.recipe() if due else None,
+        num_examples=client.num_examples,
+        salt={"seed": seed},
+    )
+
+
+def score_task(
+    fed: Federation, parts: Parts, states: Mapping[str, Address], client: ClientData, round_index: int
+) -> Task:
+    """Evaluation of a client that did not train in this round."""
+    name = client.client_id
+    backbone = fed.backbone_of[name]
+    return Task(
+        actor=name,
+        stage="score",
+        round_index=round_index,
+        backbone=backbone,
+        state=states[name],
+        frozen=fed.frozen.get(backbone),
+        score=cells_due(fed, client, round_index),
+        recipe=parts.recipe(),
+    )
+
+
+def collect(fed: Federation, parts: Parts, cohort: list[ClientData], outcomes: Mapping[str, Outcome]) -> Updates:
+    """The round's updates in the benchmark's order; a message with an undeclared key is refused."""
+    items = []
+    for client in cohort:
+        outcome = outcomes[client.client_id]
+        if outcome.sent is None:
+            continue
+        strangers = undeclared(list(fed.store.get(outcome.sent)), parts.objective.up) if parts.postprocessors else []
+        if strangers:
+            raise UserError(f"The update of {client.client_id} holds '{strangers[0]}', which may not leave the client.")
+        backbone = fed.backbone_of[client.client_id]
+        items.append(Update(client.client_id, backbone, outcome.num_examples, outcome.sent, fed.store))
+    return Updates(tuple(items))
+
+
+def evaluated(fed: Federation, round_index: int) -> bool:
+    """Whether the protocol scores after this round."""
+    return (round_index + 1) % fed.config.evaluation.every == 0 or round_index + 1 == fed.config.rounds
+
+
+def own_cells(client: ClientData) -> tuple[Cell, ...]:
+    return tuple(Cell(client.client_id, task.name) for task in client.tasks)
+
+
+def cells_for(fed: Federation, client: ClientData | None) -> tuple[Cell, ...]:
+    """Every client's cells, a client's own first."""
+    first = own_cells(client) if client is not None else ()
+    rest = tuple(cell for other in fed.clients for cell in own_cells(other) if cell not in first)
+    return first + rest
+
+
+def cells_due(fed: Federation, client: ClientData, round_index: int) -> tuple[Cell, ...]:
+    """What to score for a client after a round: Self always, Others and Unseen as configured."""
+    options = fed.config.evaluation
+    last = round_index + 1 == fed.config.rounds
+    with_others = options.others and (last or not options.others_last_only)
+    cells = cells_for(fed, client) if with_others else own_cells(client)
+    if options.unseen and last:
+        cells += tuple(Cell("", task.name) for task in fed.benchmark.unseen)
+    return cells
+
+
+def summary(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Means over the round's clients, for observers."""
+    if not outcomes:
+        return {}
+    trained = [item for item in outcomes.values() if item.cost.steps]
+    losses = [value for item in trained for name, value in item.metrics.items() if name.startswith("loss/")]
+    return {
+        "loss": sum(losses) / len(losses) if losses else None,
+        "seconds": sum(item.cost.seconds for item in outcomes.values()),
+        "up_wire": sum(item.cost.up_wire for item in outcomes.values()),
+        "down_wire": sum(item.cost.down_wire for item in outcomes.values()),
+    }

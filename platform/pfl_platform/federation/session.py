@@ -1,0 +1,246 @@
+"""A run from start to end: set up, prepare, rounds, results; and the same from where it was left.
+
+The federation itself is in `rounds`; here are the things around it: the run folder, the numeric options that are
+pinned, observers, and what is written when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pfl_platform.adapters.export import save_personal
+from pfl_platform.config import Choice, RunConfig
+from pfl_platform.data import Benchmark
+from pfl_platform.engines.inprocess import InProcessEngine
+from pfl_platform.engines.worker import Worker
+from pfl_platform.errors import RunStopped, UserError
+from pfl_platform.evaluation.matrix import results as make_results
+from pfl_platform.federation.components import Federation, ServerState
+from pfl_platform.federation.observers import Observer, RunInfo
+from pfl_platform.federation.rounds import Parts, Progress, RoundResult, baseline, drive, one_round, prepare, summary
+from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.tasks import Outcome
+from pfl_platform.plugins import PluginManager
+from pfl_platform.store.pins import pins_of
+from pfl_platform.store.run_folder import RunFolder
+
+WATCHERS = ("progress", "tensorboard", "events")
+"""Observers of every run; a run's configuration may name more."""
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    quiet: bool = False,
+    plugins: PluginManager | None = None,
+    benchmark: Benchmark | None = None,
+) -> dict[str, Any]:
+    """Runs a federation into the folder `out`, which must be new or empty. Returns the content of `results.json`.
+
+    benchmark: takes the place of the one that the configuration names (the contract kit's, for example).
+    """
+    manager = plugins or PluginManager()
+    config = pinned(config)
+    setup = build(config, manager, benchmark)
+    folder = RunFolder.create(out, config, _pins(setup))
+    return _continue(setup, folder, manager, quiet)
+
+
+def resume(
+    out: Path, *, quiet: bool = False, plugins: PluginManager | None = None, benchmark: Benchmark | None = None
+) -> dict[str, Any]:
+    """Goes on with a run that was stopped or killed. A run that has ended is returned as it is."""
+    manager = plugins or PluginManager()
+    folder = RunFolder.open(out)
+    setup = build(folder.config, manager, benchmark)
+    changed = folder.check_pins(_pins(setup))
+    if changed:
+        raise UserError(f"The run {out} cannot go on with the same numbers: {' '.join(changed)}")
+    return _continue(setup, folder, manager, quiet)
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The configuration with torch's own thread count written down, as it changes the last bits of sums."""
+    if config.engine.threads:
+        return config
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"threads": torch.get_num_threads()})})
+
+
+def _pins(setup: Setup) -> dict[str, Any]:
+    engine = setup.config.engine
+    return pins_of(
+        threads=engine.threads,
+        benchmark=setup.benchmark.digest(),
+        backbones={name: setup.load(name).digest for name in set(setup.backbone_of.values())},
+        dtype=engine.dtype,
+        device=setup.load(next(iter(setup.backbone_of.values()))).device.type,
+    )
+
+
+def _continue(setup: Setup, folder: RunFolder, manager: PluginManager, quiet: bool) -> dict[str, Any]:
+    with folder.lock():
+        ended = folder.read_results()
+        if ended is not None:
+            return ended
+        observers = _observers(setup.config, manager, quiet)
+        with _numerics(setup.config):
+            try:
+                return _Run(setup, folder, observers).to_end()
+            except RunStopped as error:
+                _tell(observers, error)
+                raise RunStopped(
+                    f"{error} Finished rounds are safe: go on with `pfl-platform resume {folder.path}`."
+                ) from error
+            except BaseException as error:
+                _tell(observers, error)
+                raise
+            finally:
+                for observer in observers:
+                    observer.close()
+
+
+def _tell(observers: Sequence[Observer], error: BaseException) -> None:
+    for observer in observers:
+        with suppress(Exception):  # the error itself matters more
+            observer.run_failed(error)
+
+
+def _observers(config: RunConfig, manager: PluginManager, quiet: bool) -> list[Observer]:
+    named = {choice.name for choice in config.observers}
+    wanted = [Choice(name=name) for name in WATCHERS if name not in named and not (quiet and name == "progress")]
+    return [manager.make("observer", choice.name, choice.options) for choice in (*wanted, *config.observers)]
+
+
+@contextmanager
+def _numerics(config: RunConfig) -> Iterator[None]:
+    """The pinned thread count and deterministic kernels, put back afterwards."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(config.engine.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+@dataclass
+class _Run:
+    """One process's part of a run."""
+
+    setup: Setup
+    folder: RunFolder
+    observers: Sequence[Observer]
+
+    def to_end(self) -> dict[str, Any]:
+        setup, folder = self.setup, self.folder
+        fed, parts, config = setup.federation(folder.store), setup.parts, setup.config
+        worker = setup.worker(folder.store)
+        engine = InProcessEngine(worker, self.observers)
+        done = len(folder.rounds())
+        info = RunInfo(
+            folder.path,
+            config.method,
+            setup.benchmark.name,
+            [client.client_id for client in fed.clients],
+            config.rounds,
+            config.local_steps,
+            done,
+        )
+        for observer in self.observers:
+            observer.run_started(info)
+        progress = self._prepared(fed, parts, engine)
+        last = folder.last_round()
+        if last is not None:
+            progress = Progress(last["states"], ServerState(last["server"]["tensors"], last["server"]["meta"]))
+        for round_index in range(done, config.rounds):
+            result = drive(one_round(fed, parts, progress, round_index), engine)
+            progress = result.progress
+            record = round_record(result)
+            folder.commit_round(round_index, record)
+            folder.collect_garbage()
+            for observer in self.observers:
+                observer.round_done(round_index, record["summary"])
+        return self._finish(fed, parts, worker, progress)
+
+    def _prepared(self, fed: Federation, parts: Parts, engine: InProcessEngine) -> Progress:
+        """Preparation, once: what it left is on disk, so that a resumed run reads it back."""
+        known = self.folder.read_prepare()
+        if known is None:
+            progress = drive(prepare(fed, parts), engine)
+            scored = drive(baseline(fed), engine) if fed.config.evaluation.baseline else {}
+            known = {
+                "frozen": dict(fed.frozen),
+                "states": dict(progress.states),
+                "server": {"tensors": dict(progress.server.tensors), "meta": dict(progress.server.meta)},
+                "baseline": {task.removeprefix("backbone "): dict(outcome.scores) for task, outcome in scored.items()},
+            }
+            self.folder.write_prepare(known)
+        fed.frozen.update(known["frozen"])
+        return Progress(known["states"], ServerState(known["server"]["tensors"], known["server"]["meta"]))
+
+    def _finish(self, fed: Federation, parts: Parts, worker: Worker, progress: Progress) -> dict[str, Any]:
+        """Personal adapters, predictions and results; the presence of `results.json` ends the run."""
+        for client in fed.clients:
+            self._export(fed, parts, worker, client.client_id, progress)
+        rounds = self.folder.rounds()
+        self.folder.write_predictions(predictions(fed, rounds[-1]))
+        found = make_results(self.folder, self.setup)
+        self.folder.write_results(found)
+        for observer in self.observers:
+            observer.run_done(found)
+        return found
+
+    def _export(self, fed: Federation, parts: Parts, worker: Worker, client_id: str, progress: Progress) -> None:
+        recipe = parts.recipe()
+        if len(recipe.passes) != 1:
+            return  # a personal model of several passes has no form as one adapter
+        name = fed.backbone_of[client_id]
+        host = worker.host(name)
+        host.load_frozen(fed.frozen.get(name), fed.store.get)
+        host.load(fed.store.get(progress.states[client_id]))
+        with self.folder.exporting(client_id) as target:
+            if not save_personal(host, recipe.passes[0], target):
+                (target / "README.md").write_text(
+                    "This client's mix depends on the input, so it has no form as one plain adapter.\n",
+                    encoding="utf-8",
+                )
+
+
+def round_record(result: RoundResult) -> dict[str, Any]:
+    """What `rounds/NNNN.json` holds: all that the next round, the results and a reader need."""
+    server = result.progress.server
+    return {
+        "states": dict(result.progress.states),
+        "server": {"tensors": dict(server.tensors), "meta": dict(server.meta)},
+        "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
+        "summary": {**summary(result.outcomes), "report": dict(server.report)},
+    }
+
+
+def _client_record(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "metrics": dict(outcome.metrics),
+        "scores": dict(outcome.scores),
+        "predictions": outcome.predictions,
+        "cost": asdict(outcome.cost),
+        "num_examples": outcome.num_examples,
+    }
+
+
+def predictions(fed: Federation, record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The rows of `predictions.jsonl`: client, cell, sample, text, score of the last round."""
+    import json
+
+    for client in fed.clients:
+        address = record["clients"].get(client.client_id, {}).get("predictions")
+        if address:
+            for line in fed.store.get_text(address).splitlines():
+                yield {"client": client.client_id, **json.loads(line)}

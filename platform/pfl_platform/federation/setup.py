@@ -1,0 +1,188 @@
+"""From a configuration to a federation that can start: builds components, checks that they fit, loads backbones.
+
+Everything that can be wrong is found here, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pfl_platform.adapters.surfaces import AdapterType
+from pfl_platform.backbones import Backbone
+from pfl_platform.config import Choice, RunConfig
+from pfl_platform.data import Benchmark, ClientData, Sample, TaskData
+from pfl_platform.engines.worker import Worker, Workplace
+from pfl_platform.errors import UserError
+from pfl_platform.evaluation.generate import Judge
+from pfl_platform.evaluation.surfaces import Cell, Metric
+from pfl_platform.federation.components import Federation
+from pfl_platform.federation.rounds import Parts
+from pfl_platform.federation.tasks import Share, Store
+from pfl_platform.plugins import PluginManager
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of."""
+
+    config: RunConfig
+    benchmark: Benchmark
+    adapter: AdapterType
+    parts: Parts
+    backbone_of: Mapping[str, str]
+    load: Callable[[str], Backbone]
+    metrics: Mapping[str, Metric]
+
+    def federation(self, store: Store) -> Federation:
+        return Federation(self.config, self.benchmark, self.adapter, self.backbone_of, store, self.load)
+
+    def worker(self, store: Store) -> Worker:
+        """The worker of this process."""
+        config = self.config
+        objective = self.parts.objective
+        judge = Judge(self.metrics, config.evaluation.batch_size, config.evaluation.max_new_tokens)
+        tasks = {
+            Cell(client.client_id, task.name): task for client in self.benchmark.clients for task in client.tasks
+        } | {Cell("", task.name): task for task in self.benchmark.unseen}
+        return Worker(
+            Workplace(
+                seed=config.seed,
+                load=self.load,
+                adapter=self.adapter,
+                slots=objective.slots,
+                mixes=objective.mixes,
+                store=store,
+                judge=judge,
+                cell_data=tasks.__getitem__,
+                cell_items=self._items,
+            )
+        )
+
+    def _items(self, cell: Cell, task: TaskData, actor: str) -> Sequence[Sample]:
+        options = self.config.evaluation
+        items = task.test if options.split == "test" else task.validation
+        own = cell.owner == actor
+        limit = options.items if own or not options.items_others else options.items_others
+        return items[:limit] if limit else items
+
+
+def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None = None) -> Setup:
+    """Makes and checks everything. Raises `UserError` with one sentence for whatever does not fit.
+
+    benchmark: used instead of the one that the configuration names.
+    """
+
+    def made(kind: str, choice: Choice) -> Any:
+        return plugins.make(kind, choice.name, choice.options)
+
+    if benchmark is None:
+        benchmark = plugins.make("benchmark", config.benchmark.name, config.benchmark.options)
+    check_clients(benchmark)
+    adapter: AdapterType = made("adapter", config.adapter)
+    parts = Parts(
+        objective=made("objective", config.objective),
+        aggregator=made("aggregator", config.aggregator),
+        personalizer=made("personalizer", config.personalizer) if config.personalizer else None,
+        postprocessors=tuple(made("postprocessor", choice) for choice in config.postprocessors),
+    )
+    check_components(config, parts)
+    backbone_of = assign(config, benchmark)
+    loaded: dict[str, Backbone] = {}
+
+    def load(name: str) -> Backbone:
+        if name not in loaded:
+            loaded[name] = plugins.make("backbone", name, backbone_options(config))
+        return loaded[name]
+
+    for name in sorted(set(backbone_of.values())):
+        adapter.check(load(name))
+    check_modality(benchmark, backbone_of, load, parts)
+    names = {task.metric for client in benchmark.clients for task in client.tasks}
+    names |= {task.metric for task in benchmark.unseen}
+    metrics: dict[str, Metric] = {name: plugins.make("metric", name, {}) for name in sorted(names)}
+    return Setup(config, benchmark, adapter, parts, backbone_of, load, metrics)
+
+
+def backbone_options(config: RunConfig) -> dict[str, object]:
+    """Options that every backbone is loaded with: the run's own, and the engine's precision and device."""
+    device = config.engine.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"dtype": config.engine.dtype, "device": device, **config.backbone_options}
+
+
+def check_clients(benchmark: Benchmark) -> None:
+    """Clients exist, have different ids, and have data to train on."""
+    seen: set[str] = set()
+    if not benchmark.clients:
+        raise UserError(f"The benchmark '{benchmark.name}' has no clients.")
+    for client in benchmark.clients:
+        if client.client_id in seen:
+            raise UserError(f"Two clients of '{benchmark.name}' have the id '{client.client_id}'.")
+        seen.add(client.client_id)
+        if client.num_examples == 0:
+            raise UserError(f"The client '{client.client_id}' of '{benchmark.name}' has no training samples.")
+        names = [task.name for task in client.tasks]
+        if len(set(names)) != len(names):
+            raise UserError(f"The client '{client.client_id}' of '{benchmark.name}' has two tasks of the same name.")
+
+
+def assign(config: RunConfig, benchmark: Benchmark) -> dict[str, str]:
+    """The backbone of each client: by id, else by '*', else what the benchmark proposes."""
+    given = config.backbones
+    return {
+        client.client_id: given.get(client.client_id, given.get("*", client.backbone)) for client in benchmark.clients
+    }
+
+
+def check_components(config: RunConfig, parts: Parts) -> None:
+    """Objective, aggregator and adapter agree on what they exchange."""
+    for component in parts.components:
+        needed = component.needs.adapters
+        if needed and config.adapter.name not in needed:
+            raise UserError(
+                f"{type(component).__name__} works with the adapters {', '.join(needed)}, "
+                f"not with '{config.adapter.name}'."
+            )
+        if component.needs.full_cohort and config.cohort:
+            raise UserError(f"{type(component).__name__} needs every client in every round; leave `cohort` at 0.")
+    needs = parts.aggregator.needs
+    up, down = _slots(parts.objective.up), _slots(parts.objective.down)
+    who, whom = config.aggregator.name, config.objective.name
+    for slot in needs.consumes:
+        if slot not in up and not (slot == "*" and up):
+            wanted = "updates" if slot == "*" else f"keys '{slot}/...'"
+            sends = ", ".join(f"'{name}/...'" for name in sorted(up)) or "nothing"
+            raise UserError(f"The aggregator '{who}' needs {wanted}, but the objective '{whom}' sends {sends}.")
+    for slot in sorted(up if "*" in needs.replies else set(needs.replies)):
+        if slot not in down:
+            takes = ", ".join(f"'{name}/...'" for name in sorted(down)) or "nothing"
+            raise UserError(f"The aggregator '{who}' replies with keys '{slot}/...', but '{whom}' takes in {takes}.")
+
+
+def _slots(shares: Sequence[Share]) -> set[str]:
+    return {pattern.split("/")[0] for share in shares for pattern in share.keys.patterns}
+
+
+def check_modality(
+    benchmark: Benchmark, backbone_of: Mapping[str, str], load: Callable[[str], Backbone], parts: Parts
+) -> None:
+    """Text-only backbones get no pictures; components get the modality that they need."""
+    for client in benchmark.clients:
+        modality = load(backbone_of[client.client_id]).card.modality
+        if modality == "text" and _has_pictures(client):
+            raise UserError(
+                f"The backbone '{backbone_of[client.client_id]}' reads text only, but the samples of client "
+                f"'{client.client_id}' have pictures; choose a vision-language backbone."
+            )
+        for component in parts.components:
+            if component.needs.modality not in (None, modality):
+                raise UserError(f"{type(component).__name__} needs {component.needs.modality} backbones.")
+
+
+def _has_pictures(client: ClientData) -> bool:
+    return any(len(task.train) > 0 and len(task.train[0].pictures) > 0 for task in client.tasks)

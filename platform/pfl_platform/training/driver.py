@@ -1,0 +1,120 @@
+"""Who owns backward and the optimiser step. The loop only calls a `Stepper`; another engine brings its own `Driver`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import Tensors
+from pfl_platform.training.surfaces import Optim
+
+
+class Stepper(Protocol):
+    """One optimiser over the params of one step of a phase."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a scalar."""
+        ...
+
+    def update(self, index: int) -> None:
+        """Clips, takes the optimiser step at the rate for the phase's step `index`, clears gradients."""
+        ...
+
+    def moments(self) -> Tensors:
+        """Adam's state, as keys `moments/<name>/...`; {} when the policy is to reset them."""
+        ...
+
+
+class Driver(Protocol):
+    def open(self, name: str, params: Mapping[str, Tensor], optim: Optim, private: Tensors) -> Stepper:
+        """An optimiser whose moments are restored from `private` when the policy says keep."""
+        ...
+
+
+def rate_factor(optim: Optim, step: int) -> float:
+    """Multiplier of the learning rate at a step of the run, counted from 0.
+
+    >>> rate_factor(Optim(1.0, schedule="linear", warmup=2, total_steps=6), 0)
+    0.5
+    >>> rate_factor(Optim(1.0, schedule="linear", warmup=2, total_steps=6), 4)
+    0.5
+    """
+    if step < optim.warmup:
+        return (step + 1) / optim.warmup
+    if optim.schedule == "constant":
+        return 1.0
+    done = (step - optim.warmup) / max(1, optim.total_steps - optim.warmup)
+    done = min(1.0, done)
+    return 1.0 - done if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class TorchStepper:
+    """AdamW of torch over plain tensors."""
+
+    def __init__(self, name: str, params: Mapping[str, Tensor], optim: Optim, private: Tensors) -> None:
+        self._name = name
+        self._params = dict(params)
+        self._optim = optim
+        rates: dict[float, list[Tensor]] = {}
+        for key, tensor in self._params.items():
+            rates.setdefault(optim.rate(key), []).append(tensor)
+        self._rates = list(rates)
+        fused = all(tensor.dtype == torch.float32 for tensor in self._params.values())
+        self._adamw = torch.optim.AdamW(
+            [{"params": tensors, "lr": rate} for rate, tensors in rates.items()],
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=fused,
+        )
+        if optim.moments == "keep":
+            self._restore(private)
+
+    def _restore(self, private: Tensors) -> None:
+        prefix = f"moments/{self._name}/"
+        count = private.get(prefix + "count")
+        if count is None:
+            return
+        for key, tensor in self._params.items():
+            if prefix + key + "#1" in private:
+                self._adamw.state[tensor] = {
+                    "step": count.to(torch.float32).clone(),
+                    "exp_avg": private[prefix + key + "#1"].to(tensor.device, copy=True),
+                    "exp_avg_sq": private[prefix + key + "#2"].to(tensor.device, copy=True),
+                }
+
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
+    def update(self, index: int) -> None:
+        if self._optim.clip > 0:
+            torch.nn.utils.clip_grad_norm_(self._params.values(), self._optim.clip)
+        factor = rate_factor(self._optim, self._optim.first_step + index)
+        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def moments(self) -> dict[str, Tensor]:
+        if self._optim.moments == "reset":
+            return {}
+        prefix = f"moments/{self._name}/"
+        kept: dict[str, Tensor] = {}
+        for key, tensor in self._params.items():
+            state = self._adamw.state.get(tensor)
+            if state:
+                kept[prefix + key + "#1"] = state["exp_avg"].detach().cpu()
+                kept[prefix + key + "#2"] = state["exp_avg_sq"].detach().cpu()
+                kept[prefix + "count"] = state["step"].detach().cpu()
+        return kept
+
+
+class TorchDriver:
+    """Backward and steps by torch in this process."""
+
+    def open(self, name: str, params: Mapping[str, Tensor], optim: Optim, private: Tensors) -> TorchStepper:
+        return TorchStepper(name, params, optim, private)

@@ -1,0 +1,191 @@
+"""The one training loop: clients, servers, alignment and pretraining all run through `train`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import Tensors
+from pfl_platform.data import Sample
+from pfl_platform.errors import RunStopped
+from pfl_platform.ledger.sampling import FlopMeter
+from pfl_platform.training.driver import Driver
+from pfl_platform.training.surfaces import Phase, Statistic, Step
+from pfl_platform.training.view import BatchView, Rng
+
+StepObserver = Callable[[int, int, float], None]
+"""(step, amount, loss)"""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who trains: its name, where its tensors live, where its randomness comes from, and who takes the steps."""
+
+    name: str
+    backbone: str
+    hosts: Callable[[str], Host]
+    rng: Rng
+    driver: Driver
+    refs: Tensors = field(default_factory=dict)
+    flops: FlopMeter | None = None
+
+
+@dataclass
+class Trained:
+    """What training leaves behind. private: what the actor keeps (moments, use counts, statistics); sent: what
+    statistics send; losses: phase name -> batch loss of every step."""
+
+    private: dict[str, Tensor] = field(default_factory=dict)
+    sent: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return sum(len(values) for values in self.losses.values())
+
+
+def train(
+    actor: Actor,
+    phases: Sequence[Phase],
+    statistics: Sequence[Statistic] = (),
+    private: Tensors | None = None,
+    observe: StepObserver | None = None,
+) -> Trained:
+    """Runs phases over their batches; statistics watch. The adapters are the ones that are loaded in the actor's host.
+
+    Raises `RunStopped` at a loss that is not finite, naming actor, phase and step.
+    """
+    kept = dict(private or {})
+    result = Trained()
+    accs: dict[str, Any] = {}
+    begun = time.perf_counter()
+    for phase in phases:
+        _run_phase(actor, phase, statistics, kept, result, accs, observe)
+    for statistic in statistics:
+        if statistic.every is None and statistic.data is not None:
+            source = statistic.data.open(kept)
+            for index in range(statistic.amount):
+                view = _view(actor, source.batch(index), index, statistic.name)
+                accs[statistic.name] = _add(actor, statistic, accs.get(statistic.name), view)
+        send, keep = statistic.finish(
+            accs.get(statistic.name), kept, lambda *parts, name=statistic.name: actor.rng(name, *parts)
+        )
+        result.sent.update(send)
+        result.private.update(keep)
+    result.seconds = time.perf_counter() - begun
+    return result
+
+
+def _run_phase(
+    actor: Actor,
+    phase: Phase,
+    statistics: Sequence[Statistic],
+    kept: Mapping[str, Tensor],
+    result: Trained,
+    accs: dict[str, Any],
+    observe: StepObserver | None,
+) -> None:
+    host = actor.hosts(actor.backbone)
+    names = [f"{phase.name}.{step.name}" for step in phase.steps]
+    params = [host.select(step.train) for step in phase.steps]
+    steppers = [
+        actor.driver.open(name, chosen, step.optim, kept)
+        for name, chosen, step in zip(names, params, phase.steps, strict=True)
+    ]
+    source = phase.data.open(kept)
+    losses = result.losses.setdefault(phase.name, [])
+    for index in range(phase.amount):
+        samples = source.batch(index)
+        views = _views(actor, phase, samples, index)
+        for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
+            if len(phase.steps) > 1:
+                host.select(step.train)
+            _book_step(actor, step, views, chosen)
+            loss = _one_step(step, views, len(samples), stepper.backward)
+            if not math.isfinite(loss):
+                raise RunStopped(
+                    f"The loss of {actor.name} is {loss} in phase '{phase.name}' at local step {index}: "
+                    "lower its learning rate or look at its data."
+                )
+            stepper.update(index)
+        losses.append(loss)
+        for statistic in statistics:
+            if statistic.every is not None and index % statistic.every == 0:
+                view = views[0] if len(views) == 1 else _view(actor, samples, index, phase.name)
+                accs[statistic.name] = _add(actor, statistic, accs.get(statistic.name), view)
+        if observe is not None:
+            observe(index, phase.amount, loss)
+    for stepper in steppers:
+        result.private.update(stepper.moments())
+    result.private.update(source.private())
+    if phase.after is not None:
+        live = sorted({key for chosen in params for key in chosen})
+        host.load(phase.after(host.read(live)))
+
+
+def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Callable[[Tensor], None]) -> float:
+    """Forward and backward over the micro-batches; returns the batch's mean loss, penalty included."""
+    total = 0.0
+    for view in views:
+        loss = step.loss(view).sum() / rows
+        backward(loss)
+        total += float(loss.detach())
+    if step.penalty is not None:
+        penalty = step.penalty(views[0].params, views[0].refs)
+        backward(penalty)
+        total += float(penalty.detach())
+    return total
+
+
+def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
+    with torch.no_grad():
+        if actor.flops is not None:
+            kind = (actor.backbone, "statistic", statistic.name)
+            tokens = view.encoded().tokens
+            if not actor.flops.known(kind):
+                actor.flops.measure(kind, tokens, lambda: statistic.add(None, view))
+            actor.flops.book(kind, tokens)
+        return statistic.add(acc, view)
+
+
+def _book_step(actor: Actor, step: Step, views: Sequence[BatchView], chosen: Mapping[str, Tensor]) -> None:
+    if actor.flops is None:
+        return
+    kind = (actor.backbone, "step", step.name)
+    if not actor.flops.known(kind):
+        view = views[0]
+
+        def dry() -> None:
+            torch.autograd.grad(step.loss(view).sum(), list(chosen.values()), allow_unused=True)
+
+        actor.flops.measure(kind, view.encoded().tokens, dry)
+        view.rewind()
+    for view in views:
+        actor.flops.book(kind, view.encoded().tokens)
+
+
+def _view(actor: Actor, samples: Sequence[Sample], index: int, purpose: str, micro: int = 0) -> BatchView:
+    return BatchView(
+        actor.hosts,
+        actor.backbone,
+        samples,
+        step=index,
+        rng=lambda *parts: actor.rng(purpose, micro, *parts),
+        refs=actor.refs,
+    )
+
+
+def _views(actor: Actor, phase: Phase, samples: Sequence[Sample], index: int) -> list[BatchView]:
+    size = phase.micro_batch or len(samples)
+    return [
+        _view(actor, samples[start : start + size], index, phase.name, start // size)
+        for start in range(0, len(samples), size)
+    ]

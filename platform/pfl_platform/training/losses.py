@@ -1,0 +1,33 @@
+"""Losses that methods share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from pfl_platform.adapters.surfaces import Mix
+from pfl_platform.backbones import IGNORE
+from pfl_platform.training.surfaces import Loss, Output, View
+
+
+def answer_loss(output: Output) -> Tensor:
+    """Cross-entropy of the answer tokens, one value per row, shape (rows,), float32.
+
+    Rows are scaled so that their mean is the mean over all supervised tokens of the micro-batch, which is the usual
+    loss of causal language models: row_i = rows * sum_i / tokens.
+    """
+    labels = output.encoded.labels[:, 1:]
+    logits = output.logits[:, :-1]
+    picked = labels != IGNORE
+    losses = functional.cross_entropy(logits[picked].float(), labels[picked], reduction="none")
+    per_row = losses.new_zeros(labels.shape[0]).index_add(0, picked.nonzero()[:, 0], losses)
+    return per_row * (labels.shape[0] / picked.sum())
+
+
+def answers_under(mix: Mix) -> Loss:
+    """The loss of predicting the answers under a mix."""
+
+    def loss(view: View) -> Tensor:
+        return answer_loss(view.forward(mix))
+
+    return loss

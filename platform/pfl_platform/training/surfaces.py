@@ -1,0 +1,165 @@
+"""What methods contribute to the one training loop: steps grouped into phases, and statistics.
+
+A method never writes a loop, an optimiser step or a backward call. The same surfaces serve clients, a server that
+trains, alignment before round 1 and pretraining.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
+from pfl_platform.backbones import Backbone, Encoded
+from pfl_platform.data import Sample
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass gives. logits (rows, positions, vocabulary); taps: module path -> its input."""
+
+    logits: Tensor
+    encoded: Encoded
+    taps: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class View(Protocol):
+    """All that a loss or a statistic sees of one micro-batch.
+
+    samples: the raw samples. params: key -> live tensor of the adapters that are loaded. refs: the task's inbox, for
+    anchors and targets. step: index in the phase.
+    """
+
+    @property
+    def samples(self) -> Sequence[Sample]: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def params(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def refs(self) -> Tensors: ...
+
+    def backbone(self, name: str | None = None) -> Backbone:
+        """A backbone of the task by name; the client's own by default."""
+        ...
+
+    def forward(
+        self, mix: Mix, *, grad: bool = True, train: bool = True, taps: Sequence[str] = (), backbone: str | None = None
+    ) -> Output:
+        """One forward pass under a mix. `taps` are module paths whose inputs are wanted. Another backbone than the
+        client's own is always run bare and without gradient."""
+        ...
+
+
+Loss: TypeAlias = Callable[[View], Tensor]
+"""View -> loss per row, shape (rows,); the loop takes the mean over the batch's rows."""
+
+Penalty: TypeAlias = Callable[[Mapping[str, Tensor], Tensors], Tensor]
+"""(live params, the task's inbox) -> scalar added once per optimiser step."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW for one step of a phase.
+
+    lr: learning rate. lr_of: (keys, learning rate) pairs that override it, first match first. moments: whether Adam's
+    moments survive to the client's next round. clip: largest gradient norm over the step's params; 0 is off.
+    schedule: `constant`, or `linear` / `cosine` to zero over the run's total steps after `warmup` steps.
+    """
+
+    lr: float
+    lr_of: tuple[tuple[Keys, float], ...] = ()
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0
+    moments: Literal["keep", "reset"] = "keep"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0
+    total_steps: int = 0
+    first_step: int = 0
+
+    def rate(self, key: str) -> float:
+        for keys, lr in self.lr_of:
+            if key in keys:
+                return lr
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step on one batch: which keys train, under which loss."""
+
+    train: Keys
+    loss: Loss
+    optim: Optim
+    penalty: Penalty | None = None
+    name: str = "step"
+
+
+class Source(ABC):
+    """Where a phase's batches come from. Addressed: the same (private state, step) gives the same batch."""
+
+    @abstractmethod
+    def open(self, private: Tensors) -> OpenSource:
+        """Begins reading; `private` holds what an earlier `OpenSource.private` of this actor returned."""
+
+    @abstractmethod
+    def describe(self) -> Mapping[str, Any]:
+        """JSON that names the data and the order; part of the task's hash."""
+
+
+class OpenSource(Protocol):
+    def batch(self, step: int) -> Sequence[Sample]:
+        """The samples of a step; called once per step, in order."""
+        ...
+
+    def private(self) -> Tensors:
+        """What the actor has to keep for the next time (for example use counts), under keys `memory/...`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`amount` batches; every step of a phase sees the same batch. `micro_batch` rows per forward (0: the whole
+    batch)."""
+
+    name: str
+    steps: tuple[Step, ...]
+    amount: int
+    data: Source
+    micro_batch: int = 0
+    after: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"name": self.name, "amount": self.amount, "data": self.data.describe(), "micro": self.micro_batch}
+
+
+class Statistic(ABC):
+    """Something measured on data without training.
+
+    With `every = m` it looks at every m-th batch of the phases (steps 0, m, 2m ...), after the batch's optimiser
+    steps. With `every = None` it makes a pass of its own over `data`, `amount` batches, after the phases.
+    """
+
+    name: str
+    every: int | None = None
+    data: Source | None = None
+    amount: int = 0
+
+    @abstractmethod
+    def add(self, acc: Any, view: View) -> Any:
+        """Takes in one batch; `acc` is None at first. Runs without gradient."""
+
+    @abstractmethod
+    def finish(self, acc: Any, private: Tensors, rng: Callable[..., torch.Generator]) -> tuple[Tensors, Tensors]:
+        """(what to send, what to keep), as keys `<name>/...`. `private` is what was kept the last time;
+        `rng(*parts)` is a generator at this task's address."""

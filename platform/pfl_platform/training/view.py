@@ -1,0 +1,94 @@
+"""The batch as losses and statistics see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import Mix, Tensors
+from pfl_platform.backbones import Backbone, Encoded
+from pfl_platform.data import Sample
+from pfl_platform.training.surfaces import Output
+
+Rng = Callable[..., torch.Generator]
+
+
+def to_device(encoded: Encoded, device: torch.device) -> Encoded:
+    """The same batch on a device; nothing is copied when it is there."""
+    if device.type == "cpu":
+        return encoded
+    inputs = {name: value.to(device, non_blocking=True) for name, value in encoded.inputs.items()}
+    return Encoded(inputs, encoded.labels.to(device), encoded.spans, encoded.texts)
+
+
+class BatchView:
+    """Implements `View` for one micro-batch. A batch is encoded once per backbone, whatever number of forwards
+    follows."""
+
+    def __init__(
+        self,
+        hosts: Callable[[str], Host],
+        name: str,
+        samples: Sequence[Sample],
+        *,
+        step: int,
+        rng: Rng,
+        refs: Tensors | None = None,
+    ) -> None:
+        self._hosts = hosts
+        self._name = name
+        self.samples = samples
+        self.step = step
+        self.refs: Tensors = refs or {}
+        self._rng = rng
+        self._encoded: dict[str, Encoded] = {}
+        self._forwards = 0
+
+    @property
+    def params(self) -> Mapping[str, Tensor]:
+        return self._hosts(self._name).params
+
+    def backbone(self, name: str | None = None) -> Backbone:
+        return self._hosts(name or self._name).backbone
+
+    def encoded(self, name: str | None = None) -> Encoded:
+        """The batch as a backbone of the task reads it."""
+        chosen = name or self._name
+        if chosen not in self._encoded:
+            backbone = self.backbone(chosen)
+            self._encoded[chosen] = to_device(backbone.codec.encode(self.samples), backbone.device)
+        return self._encoded[chosen]
+
+    def rewind(self) -> None:
+        """Forgets how many forwards were made, so that a dry run leaves the addresses of the real one alone."""
+        self._forwards = 0
+
+    def forward(
+        self, mix: Mix, *, grad: bool = True, train: bool = True, taps: Sequence[str] = (), backbone: str | None = None
+    ) -> Output:
+        other = backbone is not None and backbone != self._name
+        host = self._hosts(backbone or self._name)
+        encoded = self.encoded(backbone)
+        seen: dict[str, Tensor] = {}
+        number = self._forwards
+        self._forwards += 1
+        rng = (lambda site: self._rng("forward", self.step, number, site)) if train and not other else None
+        with ExitStack() as stack:
+            for path in taps:
+                hook = host.backbone.module(path).register_forward_pre_hook(_keep(seen, path))
+                stack.callback(hook.remove)
+            stack.enter_context(host.mixing({} if other else mix, encoded.inputs["attention_mask"], rng))
+            stack.enter_context(torch.set_grad_enabled(grad and not other))
+            logits = host.backbone.model(**encoded.inputs, use_cache=False).logits
+        return Output(logits, encoded, seen)
+
+
+def _keep(seen: dict[str, Tensor], path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[path] = args[0]
+
+    return hook
