@@ -1,0 +1,85 @@
+"""FedMosaic's client (1.1 of the spec sheet; 4 of the paper): local adapter and gate train, global is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import Keys, Mix, MixFactory, Slot, renamed, shared
+from pfl_platform.federation.components import ClientContext, Federation, Objective
+from pfl_platform.federation.tasks import Address, Program, Share
+from pfl_platform.training.losses import answers_under
+from pfl_platform.training.surfaces import Phase, Statistic, Step
+from pfl_plugins.fedmosaic.align import align
+from pfl_plugins.fedmosaic.gate import InputGate, ScalarGate
+from pfl_plugins.fedmosaic.plugin import Config
+from pfl_plugins.fedmosaic.relevance import OWN_SKETCH, SKETCH, ClientGradient
+
+GATE = "gate"
+
+
+class FedMosaic(Objective):
+    """Slots `local` (trained, sent) and `global` (received, frozen), mixed by a gate that stays at the client."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.config.model_dump()
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("local"), Slot("global"))
+
+    @property
+    def mixes(self) -> Mapping[str, MixFactory]:
+        return {GATE: ScalarGate if self.config.gate == "scalar" else InputGate}
+
+    @property
+    def mix(self) -> Mix:
+        return GATE
+
+    @property
+    def up(self) -> tuple[Share, ...]:
+        return (
+            Share(shared("local", "all"), "all"),
+            Share(shared("local", "backbone"), "backbone"),
+            Share(Keys(SKETCH), "all"),
+            Share(Keys(OWN_SKETCH), "backbone"),
+        )
+
+    @property
+    def down(self) -> tuple[Share, ...]:
+        return (Share(shared("global", "all"), "all"), Share(shared("global", "backbone"), "backbone"))
+
+    def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:
+        return (yield from align(fed, self.config.alignment))
+
+    def small_model(self, fed: Federation) -> str:
+        """W_s."""
+        return self.config.small_model or fed.backbones[0]
+
+    def others(self, fed: Federation) -> tuple[str, ...]:
+        return (self.small_model(fed),) if self.config.gradient_from == "ws" else ()
+
+    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
+        """Alg. 1: local and global start from the same aligned adapter; beta = 0."""
+        backbone = ctx.fed.load(ctx.backbone)
+        local = ctx.fed.adapter.initial(backbone, "local", ctx.fed.seed)
+        gates = {
+            f"{GATE}/{site.name}/{name}": parameter.detach().clone()
+            for site in ctx.fed.adapter.sites(backbone)
+            for name, parameter in self.mixes[GATE](site).named_parameters()
+        }
+        return {**local, **renamed(local, "local", "global"), **gates}
+
+    def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
+        train = Keys(*ctx.fed.adapter.trainable("local").patterns, f"{GATE}/*")
+        step = Step(train, answers_under(self.mix), ctx.optim)
+        return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+
+    def statistics(self, ctx: ClientContext) -> tuple[Statistic, ...]:
+        model = self.small_model(ctx.fed) if self.config.gradient_from == "ws" else None
+        return (ClientGradient(self.config, model, GATE, ctx.fed.seed),)

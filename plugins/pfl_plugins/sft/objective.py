@@ -1,0 +1,58 @@
+"""The objective and the empty aggregator of SFT."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import Mix, Slot
+from pfl_platform.federation.components import (
+    Aggregator,
+    ClientContext,
+    Federation,
+    Objective,
+    ServerState,
+    Updates,
+)
+from pfl_platform.federation.tasks import Program, Share
+from pfl_platform.training.losses import answers_under
+from pfl_platform.training.surfaces import Phase, Step
+
+
+class Sft(Objective):
+    """One slot, `local`, trained on the answers; nothing goes up or comes down."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("local"),)
+
+    @property
+    def up(self) -> tuple[Share, ...]:
+        return ()
+
+    @property
+    def down(self) -> tuple[Share, ...]:
+        return ()
+
+    @property
+    def mix(self) -> Mix:
+        return {"local": 1.0}
+
+    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
+        return ctx.fed.adapter.initial(ctx.fed.load(ctx.backbone), "local", ctx.fed.seed)
+
+    def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
+        train = ctx.fed.adapter.trainable("local")
+        step = Step(train, answers_under(self.mix), ctx.optim)
+        micro = ctx.fed.config.training.micro_batch
+        return (Phase("local", (step,), ctx.local_steps, ctx.source, micro),)
+
+
+class NoExchange(Aggregator):
+    """A server that hears nothing and says nothing."""
+
+    def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
+        yield from ()
+        return state
+
+    def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
+        return {}
