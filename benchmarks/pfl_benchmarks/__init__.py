@@ -1,0 +1,1 @@
+"""Part of pfl-platform; every folder here is a plugin."""

@@ -1,0 +1,54 @@
+"""JSON files, with errors that say where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pfl_platform.errors import UserError
+
+
+def read_json(path: Path) -> Any:
+    """The content of a UTF-8 JSON file. Errors name the file and the position."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}.") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path} is not valid JSON: {error.msg} at {where}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid JSON: it is nested too deeply.") from None
+
+
+def read_list(path: Path, what: str) -> list[Any]:
+    """The content of a JSON file that holds a list of `what`."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} must hold a list of {what}, and holds {kind_of(content)}.")
+    return content
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value.
+
+    >>> kind_of({}), kind_of(None), kind_of(True), kind_of(1.5)
+    ('an object', 'null', 'a truth value', 'a number')
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a truth value"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+    return "an object"

@@ -1,0 +1,166 @@
+"""Reading a federation: scenario, records, pictures and splits put together, everything checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pfl_benchmarks.folder.benchmark import FolderBenchmark
+from pfl_benchmarks.folder.content import digest_of, samples_of
+from pfl_benchmarks.folder.options import FolderOptions
+from pfl_benchmarks.folder.pictures import Pictures
+from pfl_benchmarks.folder.public import FOLDER as PUBLIC
+from pfl_benchmarks.folder.public import read_public
+from pfl_benchmarks.folder.records import read_records
+from pfl_benchmarks.folder.scenario import ScenarioClient, TaskSlot, find_scenario, read_scenario
+from pfl_benchmarks.folder.splits import capped, content_keys, cut_validation, overlaps
+from pfl_platform.data import ClientData, FixedBenchmark, Sample, TaskData
+from pfl_platform.errors import UserError, nearest
+from pfl_platform.settings import read as read_settings
+
+DEFAULTS = "defaults.yaml"
+PROPOSABLE = ("rounds", "local_steps", "cohort", "training", "stream", "evaluation", "public", "methods")
+"""Run settings that a folder may propose in its `defaults.yaml`."""
+
+
+@dataclass
+class _Loader:
+    """State of one load: what was read so far, so that a file used by several clients is read once."""
+
+    options: FolderOptions
+    root: Path
+    pictures: Pictures = field(default_factory=Pictures)
+    read: dict[TaskSlot, tuple[list[Sample], list[Sample]]] = field(default_factory=dict)
+    tasks: dict[TaskSlot, TaskData] = field(default_factory=dict)
+
+    def read_tasks(self, client: ScenarioClient, scenario: Path) -> None:
+        """Reads the record files of a client and notes their pictures."""
+        for slot in client.tasks:
+            if slot not in self.read:
+                train = self._read_split(client, slot, "train", self.options.max_train, scenario)
+                self.read[slot] = (train, self._read_split(client, slot, "test", self.options.max_test, scenario))
+
+    def _read_split(
+        self, client: ScenarioClient, slot: TaskSlot, split: str, limit: int | None, scenario: Path
+    ) -> list[Sample]:
+        file = slot.file(self.root, split)
+        if not file.is_file():
+            raise UserError(f"{scenario}: the client '{client.client_id}' needs {file}, which does not exist.")
+        samples = read_records(file, self.root, f"{slot.name}/{split}", choices=slot.kind == "multi-choice")
+        if not samples:
+            raise UserError(f"The client '{client.client_id}' has no {split} data: {file} holds no record.")
+        kept = capped(samples, limit, self.options.data_seed, "cap", slot.name, split)
+        self.pictures.add(kept, file, self.root)
+        return list(kept.values())
+
+    def split_tasks(self) -> dict[str, Hashable]:
+        """Cuts the validation sets of all tasks read; returns the content keys."""
+        keys = content_keys(
+            (sample for parts in self.read.values() for part in parts for sample in part), self.pictures
+        )
+        files = {(slot.name, split): part for slot, parts in self.read.items() for split, part in enumerate(parts)}
+        elsewhere = Counter(key for part in files.values() for key in {keys[sample.id] for sample in part})
+        for slot, (train, test) in self.read.items():
+            address = (self.options.data_seed, "validation", slot.name)
+            parts = cut_validation(train, self.options.validation_fraction, keys, elsewhere, *address)
+            self.tasks[slot] = TaskData(slot.name, slot.kind, slot.metric, *parts, tuple(test), group=slot.dataset)
+        return keys
+
+    def backbones(self, clients: Sequence[ScenarioClient], scenario: Path) -> list[str]:
+        """Per client the backbone that the options or the scenario propose."""
+        chosen, models = self.options.backbone_map, {client.model_id for client in clients}
+        if unused := next((model for model in chosen if model not in models), None):
+            hint = nearest(unused, models)
+            raise UserError(f"The option 'backbone_map' names the model_id '{unused}', which {scenario} lacks.{hint}")
+        backbones = []
+        for client in clients:
+            backbone = chosen.get(client.model_id, client.model_id) or self.options.default_backbone
+            if not backbone:
+                who = f"the client '{client.client_id}'"
+                raise UserError(f"{scenario}: {who} has no model_id; set the option 'default_backbone'.")
+            backbones.append(backbone)
+        return backbones
+
+
+def load(options: FolderOptions) -> FolderBenchmark:
+    """Reads and checks a federation; without `path`, only the public set that `public` names."""
+    if options.path is None:
+        return _only_public(options)
+    path, root = options.path, options.root or options.path
+    if not path.is_dir():
+        raise UserError(f"The benchmark folder {path} does not exist or is no folder.")
+    if not (root / "dataset").is_dir():
+        raise UserError(f"{root} has no folder 'dataset'; name the folder that holds it.")
+    scenario = find_scenario(path, options.scenario)
+    clients = read_scenario(scenario)
+
+    loader = _Loader(options, root)
+    backbones = loader.backbones(clients, scenario)
+    for client in clients:
+        loader.read_tasks(client, scenario)
+    unseen = _read_unseen(loader, clients)
+    loader.pictures.check(options.check)
+    keys = loader.split_tasks()
+
+    data = tuple(
+        ClientData(client.client_id, backbone, tuple(loader.tasks[slot] for slot in client.tasks))
+        for client, backbone in zip(clients, backbones, strict=True)
+    )
+    unseen_tasks = tuple(loader.tasks[slot] for slot in unseen)
+    public = options.public or (path / PUBLIC if (path / PUBLIC).is_dir() else None)
+    sets = _public_sets(options, public, samples_of(loader.tasks.values()), loader.pictures) if public else {}
+    content = digest_of(data, unseen_tasks, sets, loader.pictures)
+    fixed = FixedBenchmark(path.resolve().name, data, content, unseen_tasks, _proposed(path), sets)
+    return FolderBenchmark(fixed, options, loader.pictures, overlaps(loader.tasks.values(), keys))
+
+
+def _read_unseen(loader: _Loader, clients: Sequence[ScenarioClient]) -> list[TaskSlot]:
+    """Reads the tasks of the scenario files that the option `unseen` names; clients may not train on them."""
+    trained = {slot.name for client in clients for slot in client.tasks}
+    unseen: dict[TaskSlot, None] = {}
+    for name in loader.options.unseen:
+        file = find_scenario(loader.options.path or loader.root, name)
+        for client in read_scenario(file):
+            if clash := next((slot.name for slot in client.tasks if slot.name in trained), None):
+                raise UserError(
+                    f"{file}: the task '{clash}' is not unseen, as a client of this federation trains on it."
+                )
+            loader.read_tasks(client, file)
+            unseen.update(dict.fromkeys(client.tasks))
+    return list(unseen)
+
+
+def _public_sets(
+    options: FolderOptions, path: Path, clients: Sequence[Sample], pictures: Pictures
+) -> Mapping[str, Sequence[Sample]]:
+    return read_public(
+        path,
+        clients,
+        root=options.public_root,
+        limit=options.public_size,
+        seed=options.data_seed,
+        check=options.check,
+        pictures=pictures,
+    )
+
+
+def _only_public(options: FolderOptions) -> FolderBenchmark:
+    """Public sets for a benchmark that has its clients from elsewhere."""
+    if options.public is None:
+        raise UserError("The benchmark 'folder' needs the option 'path': the folder of your federation.")
+    pictures = Pictures()
+    sets = _public_sets(options, options.public, (), pictures)
+    content = digest_of((), (), sets, pictures)
+    return FolderBenchmark(FixedBenchmark(options.public.stem, (), content, public_sets=sets), options, pictures)
+
+
+def _proposed(path: Path) -> Mapping[str, Any]:
+    """Run settings in the folder's `defaults.yaml`, if there is one."""
+    file = path / DEFAULTS
+    settings = read_settings(file) if file.is_file() else {}
+    if unknown := next((key for key in settings if key not in PROPOSABLE), None):
+        raise UserError(f"{file}: a benchmark cannot propose '{unknown}'." + nearest(unknown, PROPOSABLE))
+    return settings

@@ -1,0 +1,83 @@
+"""The picture files behind the samples: inside their root, readable, known by content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pfl_platform.data import FilePicture, Sample
+from pfl_platform.errors import UserError
+
+Check = Literal["auto", "full", "header"]
+FULL_CHECK_LIMIT = 5_000
+"""Pictures up to which `auto` decodes every one; beyond it reads headers only."""
+
+
+class Pictures:
+    """Picture files, each with its root and the record that names it first: added, then checked once."""
+
+    def __init__(self) -> None:
+        self._named_at: dict[Path, tuple[str, Path]] = {}
+        self._sizes: dict[Path, int] = {}
+        self._fingerprints: dict[Path, str] = {}
+
+    def add(self, samples: Mapping[int, Sample], file: Path, root: Path) -> None:
+        """Notes the pictures of samples, given by their record's index in `file`; they must lie below `root`."""
+        for index, sample in samples.items():
+            for path in paths_of(sample):
+                self._named_at.setdefault(path, (f"{file}, record {index}", root))
+
+    def check(self, how: Check) -> None:
+        """Every picture exists inside the root and can be opened; `full` decodes it and remembers its fingerprint."""
+        full = how == "full" or (how == "auto" and len(self._named_at) <= FULL_CHECK_LIMIT)
+        roots = {root: root.resolve() for _, root in self._named_at.values()}
+        for path, (where, root) in self._named_at.items():
+            try:
+                if not path.resolve(strict=True).is_relative_to(roots[root]):
+                    raise UserError(f"{where}: the picture {path} leaves the root {root} through a link.")
+                self._sizes[path] = path.stat().st_size
+            except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
+                raise UserError(f"{where}: the picture {path} does not exist or cannot be read.") from error
+            self._decode(path, where, full=full)
+
+    def _decode(self, path: Path, where: str, *, full: bool) -> None:
+        from PIL import Image
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # odd metadata does no harm to pixels
+                if full:
+                    data = path.read_bytes()
+                    with Image.open(io.BytesIO(data)) as image:
+                        image.load()
+                    self._fingerprints[path] = hashlib.sha256(data).hexdigest()
+                else:
+                    with Image.open(path):
+                        pass
+        except Exception as error:  # decoders raise many types; each means that this file is no whole picture
+            raise UserError(f"{where}: the picture {path} is broken or no picture: {error}.") from None
+
+    def size(self, path: Path) -> int:
+        """Bytes in the file."""
+        if path not in self._sizes:
+            self._sizes[path] = path.stat().st_size
+        return self._sizes[path]
+
+    def fingerprint(self, path: Path) -> str:
+        """SHA-256 of the file, computed once."""
+        if path not in self._fingerprints:
+            self._fingerprints[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return self._fingerprints[path]
+
+    def describe(self, path: Path) -> str:
+        """A picture's content, for the benchmark's digest: its bytes where they were read, else its path and size."""
+        return self._fingerprints.get(path) or f"{path.relative_to(self._named_at[path][1])}:{self.size(path)}"
+
+
+def paths_of(sample: Sample) -> tuple[Path, ...]:
+    """The files of a sample's pictures."""
+    return tuple(picture.path for picture in sample.pictures if isinstance(picture, FilePicture))

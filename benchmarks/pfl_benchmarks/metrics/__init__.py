@@ -1,0 +1,5 @@
+"""Metrics: what one prediction scores, between 0 and 1.
+
+Each is a pure function of the predicted text and the sample, in a module of its own; `plugin.py` makes them reachable
+by name: `choice`, `exact`, `token_f1`, `rouge_l`.
+"""

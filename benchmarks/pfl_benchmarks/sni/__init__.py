@@ -1,0 +1,1 @@
+"""Super-NaturalInstructions: one text task per client, read from the official task files. See README.md."""
