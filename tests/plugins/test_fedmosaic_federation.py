@@ -142,7 +142,7 @@ def _distance(fed: Federation, worker: Any, pivot: Mapping[str, Tensor], target:
     matched = Matched(small, tuple(zip(sites[small], sites[large], strict=True)), "spans")
     worker.host(large).load(target)
     refs = {key.replace(FROZEN, PIVOT, 1): value for key, value in pivot.items()}
-    batch = fed.benchmark.public(None, 24, 0)
+    batch = fed.public()
     view = BatchView(worker.host, large, batch, step=0, rng=lambda *_: torch.Generator(), refs=refs)
     with torch.no_grad():
         return float(matched.a_loss(view).mean())

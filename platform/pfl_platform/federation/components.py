@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import AdapterType, Keys, Mix, MixFactory, Slot, Tensors
 from pfl_platform.backbones import Backbone
-from pfl_platform.data import Benchmark, ClientData
+from pfl_platform.data import Benchmark, ClientData, Sample
 from pfl_platform.evaluation.surfaces import InferenceRecipe
 from pfl_platform.federation.tasks import Address, Program, Share, Store
 from pfl_platform.training.surfaces import Optim, Phase, Source, Statistic
@@ -52,6 +52,7 @@ class Federation:
     backbone_of: Mapping[str, str]  # client id -> backbone name
     store: Store
     load: Callable[[str], Backbone]  # loads once per process
+    public: Callable[[], Sequence[Sample]]  # the public set that the run names, disjoint from all clients' data
     frozen: dict[str, Address] = field(default_factory=dict)
 
     @property

@@ -5,8 +5,10 @@ Everything that can be wrong is found here, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from pfl_platform.evaluation.surfaces import Cell, Metric
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.rounds import Parts
 from pfl_platform.federation.tasks import Share, Store
-from pfl_platform.plugins import PluginManager
+from pfl_platform.plugins import PluginManager, default
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ class Setup:
     load: Callable[[str], Backbone]
     metrics: Mapping[str, Metric]
 
+    public: Callable[[], Sequence[Sample]]
+
     def federation(self, store: Store) -> Federation:
-        return Federation(self.config, self.benchmark, self.adapter, self.backbone_of, store, self.load)
+        return Federation(self.config, self.benchmark, self.adapter, self.backbone_of, store, self.load, self.public)
 
     def worker(self, store: Store) -> Worker:
         """The worker of this process."""
@@ -104,7 +108,40 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     names = {task.metric for client in benchmark.clients for task in client.tasks}
     names |= {task.metric for task in benchmark.unseen}
     metrics: dict[str, Metric] = {name: plugins.make("metric", name, {}) for name in sorted(names)}
-    return Setup(config, benchmark, adapter, parts, backbone_of, load, metrics)
+    public = public_set(config, benchmark, plugins)
+    return Setup(config, benchmark, adapter, parts, backbone_of, load, metrics, public)
+
+
+def public_set(config: RunConfig, benchmark: Benchmark, plugins: PluginManager) -> Callable[[], Sequence[Sample]]:
+    """Reads the public set when it is first asked for: one of the benchmark's, or the folder or file that was named.
+
+    A folder or file may hold what some client has too; such samples are left out.
+    """
+    name, size, seed = config.public.name, config.public.size, config.seed
+    if name is None or not Path(name).exists():
+        return cache(lambda: benchmark.public(name, size, seed))
+    reader: Benchmark = plugins.make("benchmark", default("benchmark-from-path").name, {"public": name})
+
+    @cache
+    def read() -> Sequence[Sample]:
+        private = {
+            content(sample)
+            for client in benchmark.clients
+            for task in client.tasks
+            for part in (task.train, task.validation, task.test)
+            for sample in part
+        }
+        found = [sample for sample in reader.public(None, size, seed) if content(sample) not in private]
+        if not found:
+            raise UserError(f"The public set {name} holds nothing that the clients of '{benchmark.name}' do not have.")
+        return found
+
+    return read
+
+
+def content(sample: Sample) -> tuple[Hashable, ...]:
+    """What is asked, about which pictures."""
+    return (*(turn.human for turn in sample.turns), *(picture.key for picture in sample.pictures))
 
 
 def backbone_options(config: RunConfig) -> dict[str, object]:

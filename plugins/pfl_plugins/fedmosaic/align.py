@@ -39,7 +39,7 @@ def align(fed: Federation, options: Alignment) -> Program[Mapping[str, Address]]
     sites = {name: _shared_sites(fed, name) for name in fed.backbones}
     if not targets or not sites[pivot] or options.a == options.b == "random":
         return {}
-    samples = fed.benchmark.public(fed.config.public.name, fed.config.public.size, fed.seed)
+    samples = fed.public()
     aligned: dict[str, Address] = {}
     tasks = []
     for name in targets:

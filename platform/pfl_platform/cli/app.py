@@ -1,0 +1,173 @@
+"""The commands and their options; the work is done elsewhere, and imported only when it is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pfl_platform import __version__
+from pfl_platform.cli.output import complain
+from pfl_platform.errors import UserError
+
+app = typer.Typer(
+    name="pfl-platform",
+    help="Personalised federated fine-tuning of multimodal foundation models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results only.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"pfl-platform {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass  # `main` reads --debug: an error may come before this is called
+
+
+@app.command()
+def run(
+    plugin: Annotated[str | None, typer.Option("--plugin", "-p", help="The method: a name of `list plugins`.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", "-b", help="A name of `list benchmarks`, or a folder.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="A name of `list recipes`, or a YAML file.")] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="Another adapter than the method's own.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="One backbone for all clients.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")] = None,
+    local_steps: Annotated[int | None, typer.Option("--local-steps", help="Local steps of a client per round.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything that is random.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Several runs, one per seed: 0,1,2.")] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
+    ] = None,
+    public: Annotated[str | None, typer.Option("--public", help="The public set: a name, or a folder.")] = None,
+    public_size: Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: key=value. May be repeated.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads for computing.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration; run nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a method on a benchmark."""
+    from pfl_platform.cli import running
+    from pfl_platform.recipes import Request
+
+    given: dict[str, Any] = {
+        "adapter.name": adapter,
+        "backbones": {"*": backbone} if backbone is not None else None,
+        "rounds": rounds,
+        "local_steps": local_steps,
+        "seed": seed,
+        "public.name": running.public_name(public),
+        "public.size": public_size,
+        "engine.threads": threads,
+    }
+    request = Request(
+        method=plugin,
+        benchmark=benchmark,
+        recipe=recipe,
+        options={key: value for key, value in given.items() if value is not None},
+        sets=settings or (),
+    )
+    plan = running.plan(request, compare=running.names(compare), seeds=running.numbers(seeds, "--seeds"))
+    if print_config:
+        running.print_plan(plan)
+        return
+    running.start(plan, out, quiet)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of runs that are compared.")],
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was stopped, from its last finished task."""
+    from pfl_platform.cli import running
+
+    running.resume(run, quiet)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of run folders.")],
+    json: Json = False,
+) -> None:
+    """One table of several finished runs."""
+    from pfl_platform.cli import running
+
+    running.compare(runs, json)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="plugins, benchmarks, backbones, adapters, ..., recipes")],
+    json: Json = False,
+) -> None:
+    """List what is installed."""
+    from pfl_platform.cli import listing
+
+    listing.list_kind(kind, json)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A plugin or recipe by name, or a run folder.")],
+    json: Json = False,
+) -> None:
+    """Show a plugin with its options, or a run with its results."""
+    from pfl_platform.cli import listing, running
+
+    if Path(what).is_dir():
+        running.show(Path(what), json)
+    else:
+        listing.show(what, json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, 1 (a run stopped), 2 (bad input), 130 or 143 (a signal)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(words, prog_name="pfl-platform", standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        # A mistyped command or option: typer's own classes differ between its versions, their two members do not.
+        if debug or not hasattr(error, "format_message"):
+            raise
+        complain(error.format_message())
+        return int(getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0

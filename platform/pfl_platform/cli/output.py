@@ -1,0 +1,40 @@
+"""Where the commands print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def complain(sentence: str) -> None:
+    """One line on the standard error stream."""
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def console(width: int = 160) -> Console:
+    """The screen, as wide as it is; `width` columns when it is a file or a pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=width)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A plain table of text cells. Long cells wrap on a terminal; elsewhere a row is a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
+    for row in rows:
+        table.add_row(*(Text(str(row[column])) for column in columns))
+    console(width=1000).print(table)

@@ -1,0 +1,257 @@
+"""`run`, `resume`, `compare` and `show RUN`: plans runs, carries them out one after the other, prints one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pfl_platform.cli.output import console, print_json
+from pfl_platform.config import RunConfig
+from pfl_platform.errors import RunStopped, UserError
+from pfl_platform.plugins import PluginManager
+from pfl_platform.recipes import Request, Resolver
+from pfl_platform.settings import read
+from pfl_platform.validation import explain
+
+Plan = dict[str, RunConfig]
+"""Runs by sub-folder; '' for a single run, which has the folder to itself."""
+
+PLAN_FILE = "plan.yaml"
+"""In a folder of several runs: the sub-folders and the configuration of each, so that `resume` can finish them all."""
+
+
+class Interrupted(RunStopped):
+    """A signal stopped a run. The exit code is the shell's convention: 128 + the signal's number."""
+
+    def __init__(self, sentence: str, number: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = 128 + number
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, taken like Ctrl-C."""
+
+
+def names(text: str | None) -> list[str]:
+    """The parts of `a,b`."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def numbers(text: str | None, option: str) -> list[int]:
+    """The numbers in `0,1,2`, each once."""
+    try:
+        return list(dict.fromkeys(int(part) for part in names(text)))
+    except ValueError:
+        raise UserError(f"The value '{text}' of {option} is not a list of whole numbers such as 0,1,2.") from None
+
+
+def public_name(value: str | None) -> str | None:
+    """A public set's name as it is, a folder as an absolute path: a run may be resumed from elsewhere."""
+    return str(Path(value).resolve()) if value is not None and (os.sep in value or Path(value).is_dir()) else value
+
+
+def plan(request: Request, *, compare: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
+    """Every run that the user asked for, resolved; an error in any of them comes before the first starts."""
+    resolver = Resolver(PluginManager())
+    result: Plan = {}
+    requests: list[tuple[int | None, Request]] = [(None, request)]
+    if seeds:
+        requests = [(seed, replace(request, options={**request.options, "seed": seed})) for seed in seeds]
+    for seed, asked in requests:
+        first = resolver.resolve(asked)
+        configs = [
+            first,
+            *(resolver.alongside(asked, first, name) for name in dict.fromkeys(compare) if name != first.method),
+        ]
+        for config in configs:
+            parts = [config.method] if len(configs) > 1 else []
+            result["/".join([*parts, *([f"seed{seed}"] if len(seeds) > 1 else [])])] = config
+    return result
+
+
+def print_plan(runs: Plan) -> None:
+    """The configurations as YAML, which is again a recipe when there is one."""
+    dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
+    print(yaml.safe_dump(dumped.get("", dumped), sort_keys=False, allow_unicode=True, width=100), end="")
+
+
+def start(runs: Plan, out: Path | None, quiet: bool) -> None:
+    """Carries out a plan in a new folder."""
+    folder = out if out is not None else _new_folder(runs)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"The output folder {folder} is a file.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"The folder {folder} is not empty; go on with the run in it by `pfl-platform resume {folder}`, "
+            "or name another with --out."
+        )
+    if "" not in runs:
+        _check(runs)
+        folder.mkdir(parents=True, exist_ok=True)
+        dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
+        (folder / PLAN_FILE).write_text(yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    _carry_out(runs, folder, quiet)
+
+
+def _check(runs: Plan) -> None:
+    """Builds what each run is made of and lets it go again, so that a misfit of the last shows before the first
+    starts."""
+    from pfl_platform.federation.setup import build
+
+    checked: list[RunConfig] = []
+    for config in runs.values():
+        if (one := config.model_copy(update={"seed": 0})) not in checked:  # a seed changes nothing that is checked
+            build(config, PluginManager())
+            checked.append(one)
+
+
+def resume(folder: Path, quiet: bool) -> None:
+    """Finishes what is unfinished in a run folder, or in a folder of several runs."""
+    if not folder.is_dir():
+        raise UserError(f"There is no run folder {folder}.")
+    if not (folder / PLAN_FILE).is_file():
+        with _stoppable(folder):
+            from pfl_platform.federation import session
+
+            results = session.resume(folder, quiet=quiet)
+        _print_results([results])
+        return
+    try:
+        runs = {name: RunConfig.model_validate(value) for name, value in read(folder / PLAN_FILE).items()}
+    except ValidationError as error:
+        raise UserError(f"The file {folder / PLAN_FILE} was changed: {explain(error, RunConfig)}") from None
+    _carry_out(runs, folder, quiet)
+
+
+def compare(folders: Sequence[Path], as_json: bool) -> None:
+    """Prints the results of finished runs beside each other."""
+    results = [_results(run) for folder in folders for run in _finished(folder)]
+    if as_json:
+        print_json(results)
+    else:
+        _print_results(results)
+
+
+def show(folder: Path, as_json: bool) -> None:
+    """Prints the configuration and, as far as there are any, the results of a run."""
+    if (folder / PLAN_FILE).is_file():
+        compare([folder], as_json)
+        return
+    if not _is_run(folder):
+        raise UserError(f"The folder {folder} holds no run: it has no run.json.")
+    config = read(folder / "config.yaml")
+    done = (folder / "results.json").is_file()
+    results = _results(folder) if done else None
+    if as_json:
+        print_json({"config": config, "results": results})
+        return
+    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100))
+    if results is None:
+        print(f"Not finished; go on with: pfl-platform resume {folder}")
+    else:
+        _print_results([results])
+
+
+def _carry_out(runs: Plan, folder: Path, quiet: bool) -> None:
+    results = []
+    with _stoppable(folder):
+        from pfl_platform.federation import session
+
+        for name, config in runs.items():
+            run = folder / name if name else folder
+            if (run / "results.json").is_file():
+                results.append(_results(run))
+            elif _is_run(run):
+                results.append(session.resume(run, quiet=quiet))
+            else:
+                results.append(session.run(config, run, quiet=quiet))
+    _print_results(results)
+    print(f"The {'runs are' if len(runs) > 1 else 'run is'} in {folder}.")
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run cleanly, with a sentence that says how to go on."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        kept = (folder / PLAN_FILE).is_file() or _is_run(folder)
+        then = (
+            f"finished tasks and rounds are kept; go on with: pfl-platform resume {folder}"
+            if kept
+            else "nothing was kept"
+        )
+        raise Interrupted(f"Stopped by {number.name}; {then}", number) from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _new_folder(runs: Plan) -> Path:
+    """`runs/<method>-<benchmark>-seed<k>`, with a number when that is taken."""
+    configs = list(runs.values())
+    first = configs[0]
+    methods = {config.method for config in configs}
+    seeds = {config.seed for config in configs}
+    benchmark = Path(str(first.benchmark.options.get("path") or first.benchmark.name)).name
+    who = first.method if len(methods) == 1 else "compare"
+    name = f"{who}-{benchmark}" + (f"-seed{first.seed}" if len(seeds) == 1 else "-seeds")
+    folder, count = Path("runs", name), 1
+    while folder.exists():
+        count += 1
+        folder = Path("runs", f"{name}-{count}")
+    return folder
+
+
+def _finished(folder: Path) -> list[Path]:
+    """The finished runs in a folder: itself, or those below it."""
+    if not folder.is_dir():
+        raise UserError(f"There is no run folder {folder}.")
+    if (folder / "results.json").is_file():
+        return [folder]
+    if _is_run(folder):
+        raise UserError(f"The run in {folder} is not finished; go on with: pfl-platform resume {folder}")
+    below = sorted(file.parent for file in (*folder.glob("*/results.json"), *folder.glob("*/*/results.json")))
+    if not below:
+        raise UserError(f"The folder {folder} holds no finished run.")
+    return below
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run was begun here; see `pfl_platform.store.run_folder`."""
+    return (folder / "run.json").is_file()
+
+
+def _results(run: Path) -> dict[str, Any]:
+    file = run / "results.json"
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The results {file} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"The results {file} are not those of a run.")
+    return value
+
+
+def _print_results(results: Sequence[Mapping[str, Any]]) -> None:
+    from pfl_platform.report.tables import compare_table, results_table
+
+    console().print(results_table(results[0]) if len(results) == 1 else compare_table(results))

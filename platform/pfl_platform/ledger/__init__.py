@@ -1,0 +1,1 @@
+"""Bytes, FLOPs, seconds and memory: measured, beside the formula."""

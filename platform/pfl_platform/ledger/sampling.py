@@ -1,0 +1,44 @@
+"""FLOPs of training by the profiler, without slowing training down.
+
+The profiler counts one dry batch per kind of work (a backbone and a step, or a statistic), and later batches are
+booked by their tokens. The dry batch is discarded, so counting never touches what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class FlopMeter:
+    """Counts a kind of work once and books it by tokens.
+
+    >>> meter = FlopMeter()
+    >>> import torch
+    >>> meter.measure(("tiny", "step"), 4, lambda: torch.ones(2, 3) @ torch.ones(3, 5))
+    >>> meter.book(("tiny", "step"), 8)   # 2 * 2 * 3 * 5 = 60 FLOPs for 4 tokens, so 120 for 8
+    >>> meter.total
+    120.0
+    """
+
+    def __init__(self) -> None:
+        self._per_token: dict[tuple[str, ...], float] = {}
+        self.total = 0.0
+
+    def known(self, kind: tuple[str, ...]) -> bool:
+        return kind in self._per_token
+
+    def measure(self, kind: tuple[str, ...], tokens: int, run: Callable[[], object]) -> None:
+        """Runs `run` under the profiler; its result is dropped."""
+        with FlopCounterMode(display=False) as counter:
+            run()
+        self._per_token[kind] = counter.get_total_flops() / max(1, tokens)
+
+    def book(self, kind: tuple[str, ...], tokens: int) -> None:
+        self.total += self._per_token[kind] * tokens
+
+    def take(self) -> float:
+        """The FLOPs booked since the last call."""
+        total, self.total = self.total, 0.0
+        return total

@@ -1,0 +1,291 @@
+"""From what a user asked for to the configuration of a run.
+
+Later wins: the defaults of `RunConfig`; the benchmark's `defaults`; the method's `default.yaml`; the benchmark's preset
+for this method (`defaults["methods"][method]`, such as a higher rate for its small backbones); the recipe, then its own
+`methods: {method: ...}`; options of the command line; `--set`.
+
+A recipe is a YAML file with any settings of `RunConfig`, among them `method` and `benchmark`. It is named by its
+path, or by its name when it lies in the folder `recipes/` of an installed method or benchmark. Its components
+(adapter, objective, aggregator, ...) belong to the method that it names; under another method only its other
+settings hold.
+
+When several methods are compared, the first is resolved as above. The others run under its budget (`BUDGET`), with
+their own components.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pfl_platform.config import RunConfig
+from pfl_platform.data import Benchmark
+from pfl_platform.errors import UserError, nearest
+from pfl_platform.plugins import Plugin, PluginManager, available, default, find
+from pfl_platform.settings import COMPONENTS, LISTS, Settings, assignment, lay_over, leaves, long_form, nested, read
+from pfl_platform.validation import explain
+
+ABOUT = ("summary", "citation")
+"""Keys of a `default.yaml` or a recipe that describe and do not configure."""
+
+BUDGET = (
+    "benchmark", "seed", "rounds", "local_steps", "cohort", "backbones", "backbone_options", "training.batch_size",
+    "training.micro_batch", "stream.protocol", "evaluation", "public", "engine",
+)  # fmt: skip
+"""What is equal between methods that are compared."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for. `benchmark` and `recipe` are names or paths; `options` are dotted keys, which the
+    options of the command line stand for; `sets` are texts `key=value`."""
+
+    method: str | None = None
+    benchmark: str | None = None
+    recipe: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sets: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings in their long form, and where they were written."""
+
+    source: str
+    settings: Settings
+
+
+def method_file(plugin: Plugin) -> Path:
+    """The `default.yaml` of a method."""
+    file = plugin.folder / "default.yaml" if plugin.folder is not None else None
+    if file is None or not file.is_file():
+        raise UserError(
+            f"The {plugin} has no default.yaml in {plugin.module}; a method's entry point names a package with one."
+        )
+    return file
+
+
+def recipes() -> dict[str, list[Path]]:
+    """All installed recipes by name: `recipes/*.yaml` beside methods and benchmarks."""
+    plugins = [*available("method").values(), *available("benchmark").values()]
+    folders = sorted({folder for plugin in plugins if (folder := plugin.folder) is not None})
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        for file in sorted((folder / "recipes").glob("*.yaml")):
+            found.setdefault(file.stem, []).append(file)
+    return found
+
+
+def find_recipe(name: str, near: Sequence[Plugin] = ()) -> Path:
+    """The file of a recipe. Of several with the same name, the one that lies with the first plugin of `near` that
+    has it."""
+    if Path(name).suffix in {".yaml", ".yml"} or os.sep in name:
+        if not Path(name).is_file():
+            raise UserError(f"The recipe {name} does not exist.")
+        return Path(name)
+    known = recipes()
+    if name not in known:
+        raise UserError(f"There is no recipe called '{name}'." + nearest(name, known))
+    for plugin in near:
+        for file in known[name]:
+            if file.parent.parent == plugin.folder:
+                return file
+    if len(known[name]) > 1:
+        files = " and ".join(str(file) for file in known[name])
+        raise UserError(
+            f"Several recipes are called '{name}': {files}; name a method or a benchmark, or give the path."
+        )
+    return known[name][0]
+
+
+def benchmark_setting(value: str, base: Path) -> Settings:
+    """`value` as the setting `benchmark`: a name, or a folder (relative to `base`) for the plugin that reads
+    folders."""
+    looks_like_path = os.sep in value or value in {".", ".."} or value.startswith("~")
+    if not looks_like_path and (value in available("benchmark") or not (base / value).is_dir()):
+        return {"name": find("benchmark", value).name}
+    folder = base / Path(value).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"The benchmark folder {folder} does not exist.")
+    return {"name": default("benchmark-from-path").name, "options": {"path": str(folder.resolve())}}
+
+
+class Resolver:
+    """Resolves requests; builds each benchmark once.
+
+    plugins: the manager that makes benchmarks, the caller's own.
+    """
+
+    def __init__(self, plugins: PluginManager) -> None:
+        self._plugins = plugins
+        self._made: dict[str, Benchmark] = {}
+
+    def resolve(self, request: Request) -> RunConfig:
+        """The configuration for a request, checked as far as metadata and the benchmark allow."""
+        return self._resolve(request, follows=False)
+
+    def _resolve(self, request: Request, follows: bool) -> RunConfig:
+        asked = self._asked(request, follows)
+        top = _merged(asked)
+        method = find("method", self._method(top))
+        own = read(method_file(method))
+        named = Layer(f"the defaults of {method.name}", long_form(_configuring(own)))
+        choice = _merged([named, *asked]).get("benchmark") or {"name": default("benchmark").name}
+        benchmark = self._benchmark(choice)
+        proposed, preset = _with_preset(benchmark.defaults, method.name)
+        name = choice["name"]
+        layers = [
+            Layer(f"the defaults of {name}", proposed),
+            named,
+            Layer(f"the preset of {name} for {method.name}", preset),
+            *asked,
+            Layer("", {"method": method.name, "benchmark": choice}),
+        ]
+        config = _validated(layers)
+        _check_names(config, benchmark)
+        return config
+
+    def alongside(self, request: Request, first: RunConfig, method: str) -> RunConfig:
+        """The configuration of another method, compared with `first` (the resolved `request`) under the same budget.
+
+        Settings of `request` for components belong to the first method and are left out, but for the adapter's. One
+        that is named holds for all methods, with its options. Else those options hold that the other method's adapter
+        has too, such as a rank: it is a part of what a comparison keeps equal.
+        """
+        dumped = first.model_dump(mode="json")
+        typed = _typed(request)
+        adapter = _merged([Layer("", nested(key, value)) for key, value, _ in typed if key.startswith("adapter")])
+        other = replace(
+            request,
+            method=method,
+            benchmark=None,
+            recipe=str(self._recipe(request)) if request.recipe is not None else None,
+            options={
+                **{key: value for key, value, _ in typed if not _of_component(key)},
+                **{key: _at(dumped, key) for key in BUDGET},
+                **({"adapter": adapter["adapter"]} if adapter.get("adapter", {}).get("name") else {}),
+            },
+            sets=(),
+        )
+        config = self._resolve(other, follows=True)
+        if not adapter or "adapter" in other.options:
+            return config
+        model = self._plugins.options("adapter", config.adapter.name)
+        known = {
+            key: value for key, value in adapter["adapter"]["options"].items() if model and key in model.model_fields
+        }
+        return self._resolve(replace(other, options={**other.options, "adapter": {"options": known}}), follows=True)
+
+    def _asked(self, request: Request, follows: bool) -> list[Layer]:
+        """The recipe, its preset, the options and the settings of a request. `follows`: the request's method is
+        compared with the one that the recipe is for."""
+        layers: list[Layer] = []
+        if request.recipe is not None:
+            file = self._recipe(request)
+            written = _configuring(read(file))
+            if isinstance(written.get("benchmark"), str):
+                written["benchmark"] = benchmark_setting(written["benchmark"], file.parent)
+            owner = written.get("method")
+            method = request.method or owner
+            if (owner is None and follows) or (owner is not None and method != owner):
+                written = {key: value for key, value in written.items() if not _of_component(key)}
+            common, preset = _with_preset(written, method)
+            layers += [Layer(f"the recipe {file}", common), Layer(f"the recipe {file}", preset)]
+        if request.method is not None:
+            layers.append(Layer("--plugin", {"method": request.method}))
+        if request.benchmark is not None:
+            layers.append(Layer("--benchmark", {"benchmark": benchmark_setting(request.benchmark, Path())}))
+        return layers + [Layer(source, nested(key, value)) for key, value, source in _typed(request)]
+
+    def _recipe(self, request: Request) -> Path:
+        near: list[Plugin] = []
+        if request.method is not None:
+            near.append(find("method", request.method))
+        if request.benchmark is not None and request.benchmark in available("benchmark"):
+            near.append(find("benchmark", request.benchmark))
+        elif request.benchmark is None:
+            near.append(default("benchmark"))
+        return find_recipe(request.recipe or "", near)
+
+    def _method(self, top: Settings) -> str:
+        if top.get("method") is None:
+            raise UserError("No method is named; name one with --plugin, or a recipe that names one with --recipe.")
+        return str(top["method"])
+
+    def _benchmark(self, choice: Settings) -> Benchmark:
+        key = repr(choice)
+        if key not in self._made:
+            if "name" not in choice:
+                choice["name"] = default("benchmark").name
+            self._made[key] = self._plugins.make("benchmark", choice["name"], choice.get("options", {}))
+        return self._made[key]
+
+
+def _configuring(settings: Settings) -> Settings:
+    return {key: value for key, value in settings.items() if key not in ABOUT}
+
+
+def _with_preset(settings: Mapping[str, Any], method: str | None) -> tuple[Settings, Settings]:
+    """The settings for all methods, and those below `methods` for this one."""
+    presets = settings.get("methods") or {}
+    if not isinstance(presets, Mapping):
+        raise UserError("The setting 'methods' must hold settings by method.")
+    rest = {key: value for key, value in settings.items() if key != "methods"}
+    return long_form(rest), long_form(presets.get(method) or {})
+
+
+def _typed(request: Request) -> list[tuple[str, Any, str]]:
+    """Key, value and source of every setting that was typed, in the order in which they are laid over each other."""
+    options = [(key, value, "the command line") for key, value in request.options.items()]
+    return options + [(*assignment(text), "--set") for text in request.sets]
+
+
+def _of_component(key: str) -> bool:
+    first = key.partition(".")[0]
+    return first in (*COMPONENTS, *LISTS) and first != "observers"
+
+
+def _at(settings: Mapping[str, Any], key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _merged(layers: Sequence[Layer]) -> Settings:
+    result: Settings = {}
+    for layer in layers:
+        result = lay_over(result, layer.settings)
+    return result
+
+
+def _validated(layers: Sequence[Layer]) -> RunConfig:
+    origins = {key: layer.source for layer in layers if layer.source for key in leaves(layer.settings)}
+    try:
+        return RunConfig.model_validate(_merged(layers))
+    except ValidationError as error:
+        raise UserError(explain(error, RunConfig, origins=origins)) from None
+
+
+def _check_names(config: RunConfig, benchmark: Benchmark) -> None:
+    """Every named plugin is installed, and every client that is given a backbone exists."""
+    for kind in COMPONENTS:
+        if (choice := getattr(config, kind)) is not None:
+            find(kind, choice.name)
+    for setting, kind in LISTS.items():
+        for choice in getattr(config, setting):
+            find(kind, choice.name)
+    clients = {client.client_id for client in benchmark.clients}
+    for client_id, backbone in config.backbones.items():
+        if "/" not in backbone:  # with one it is an alias, such as a hub's id, which only the plugins know
+            find("backbone", backbone)
+        if client_id != "*" and client_id not in clients:
+            raise UserError(
+                f"The setting 'backbones' names the client '{client_id}', whom '{benchmark.name}' does not have."
+                + nearest(client_id, clients)
+            )

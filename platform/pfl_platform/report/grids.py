@@ -1,0 +1,136 @@
+"""The tables that a run is reported in, as text cells; `tables` and `markdown` put them on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from pfl_platform.evaluation.matrix import KINDS, mean, summarise
+from pfl_platform.report.units import byte_text, score_text, spread_text, time_text
+
+Results: TypeAlias = Mapping[str, Any]
+"""Content of a `results.json`."""
+
+Part: TypeAlias = Literal["key", "scores", "costs"]
+"""Key columns say what a row is; they are repeated when a narrow screen shows a grid in pieces."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its part of the grid, the head in two lines (a group, a name), and its cells."""
+
+    part: Part
+    head: tuple[str, str]
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table. The last `footers` cells of every column sum up those above them."""
+
+    title: str
+    columns: tuple[Column, ...]
+    footers: int
+    notes: tuple[str, ...]
+
+    def of(self, part: Part) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.part == part)
+
+    @property
+    def height(self) -> int:
+        return len(self.columns[0].cells)
+
+
+def client_grid(results: Results) -> Grid:
+    """One run: a row per client, then the mean and the lowest value of each column."""
+    clients: Mapping[str, Any] = results["clients"]
+    summary, cost = results["summary"], results["cost"]
+
+    def scores(kind: str, value: str, name: str) -> Column:
+        sign = value == "gain"
+        cells = [score_text(entry[kind][value], sign=sign) for entry in clients.values()]
+        footer = [score_text(summary[kind][value][name], sign=sign) for name in ("mean", "min")]
+        return Column("scores", (kind.capitalize(), name), (*cells, *footer))
+
+    def costs(head: tuple[str, str], field: str, text: Callable[[float | None], str]) -> Column:
+        cells = [text(entry["cost"][field]) for entry in clients.values()]
+        return Column("costs", head, (*cells, text(cost[field] / max(1, len(clients))), ""))
+
+    columns = (
+        Column("key", ("", "client"), (*clients, "mean", "minimum")),
+        Column("key", ("", "backbone"), (*(entry["backbone"] for entry in clients.values()), "", "")),
+        scores("self", "last", "A_last"),
+        scores("self", "auc", "A_AUC"),
+        scores("self", "baseline", "start"),
+        scores("self", "gain", "gain"),
+        *(scores(*choice) for choice in _beyond_self(summary[kind]["last"]["mean"] for kind in KINDS)),
+        costs(("bytes", "up"), "up_payload", byte_text),
+        costs(("bytes", "down"), "down_payload", byte_text),
+        costs(("", "time"), "seconds", time_text),
+    )
+    self_last = summary["self"]["last"]
+    rounds = ", ".join(str(number) for number in results["evaluated"])
+    notes = (
+        f"A_last: after the last round. A_AUC: mean over the evaluations after rounds {rounds}. Start: no training.",
+        f"Self A_last: lowest at {self_last['min_client'] or '-'}; standard deviation over clients "
+        f"{score_text(self_last['std'])}. Time of all clients: {time_text(cost['seconds'])}.",
+        f"Bytes: payload over the whole run; all clients {byte_text(cost['up_payload'])} up and "
+        f"{byte_text(cost['down_payload'])} down, serialised {byte_text(cost['up_wire'])} and "
+        f"{byte_text(cost['down_wire'])}.",
+    )
+    title = (
+        f"{results['method']} on {results['benchmark']}, seed {results['seed']}: "
+        f"{_count(results['rounds'], 'round')} of {_count(results['local_steps'], 'local step')}"
+    )
+    return Grid(title, columns, 2, notes)
+
+
+def compare_grid(results: Sequence[Results]) -> Grid:
+    """Several runs: a row per method (or setting), with mean and deviation over its seeds."""
+    groups = summarise(results)
+
+    def scores(kind: str, value: str, name: str) -> Column:
+        found = [group[kind][value] for group in groups]
+        cells = [spread_text(item["mean"], item["std"], sign=value == "gain") for item in found]
+        return Column("scores", (kind.capitalize(), name), tuple(cells))
+
+    def costs(head: tuple[str, str], field: str, text: Callable[[float | None], str]) -> Column:
+        return Column("costs", head, tuple(text(_per_client(group, field)) for group in groups))
+
+    lowest = tuple(spread_text(group["min"]["mean"], group["min"]["std"]) for group in groups)
+    columns = (
+        Column("key", ("", "method"), tuple(group["label"] for group in groups)),
+        Column("key", ("", "seeds"), tuple(str(len(group["seeds"])) for group in groups)),
+        scores("self", "last", "A_last"),
+        scores("self", "auc", "A_AUC"),
+        Column("scores", ("Self", "minimum"), lowest),
+        scores("self", "gain", "gain"),
+        *(scores(*choice) for choice in _beyond_self(mean(g[kind]["last"]["mean"] for g in groups) for kind in KINDS)),
+        costs(("bytes", "up"), "up_payload", byte_text),
+        costs(("bytes", "down"), "down_payload", byte_text),
+        costs(("", "time"), "seconds", time_text),
+    )
+    seeds = sorted({seed for group in groups for seed in group["seeds"]})
+    notes = (
+        f"Means over clients, then mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}.",
+        "Minimum: A_last of the lowest client. Gain: A_last over no training. Bytes (payload) and time: per client.",
+    )
+    benchmarks = dict.fromkeys(group["benchmark"] for group in groups)
+    return Grid(f"{_count(len(results), 'run')} on {', '.join(benchmarks)}", columns, 0, notes)
+
+
+def _beyond_self(measured: Iterable[float | None]) -> list[tuple[str, str, str]]:
+    """(kind, value, head) of Others and Unseen, where they were measured; Unseen is after the last round only."""
+    shown = {kind for kind, value in zip(KINDS, measured, strict=True) if value is not None}
+    wanted = (("others", "last", "A_last"), ("others", "auc", "A_AUC"), ("unseen", "last", "A_last"))
+    return [choice for choice in wanted if choice[0] in shown]
+
+
+def _per_client(group: Mapping[str, Any], field: str) -> float | None:
+    total: float | None = group["cost"][field]["mean"]
+    return None if total is None else total / max(1, group["clients"])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

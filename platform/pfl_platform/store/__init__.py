@@ -1,0 +1,1 @@
+"""What lies on disk: tensors by content address, outcomes of tasks, and the run folder that holds everything."""

@@ -1,0 +1,140 @@
+"""The store on disk: tensors and texts by content address, outcomes by the task's digest.
+
+    tensors/<aa>/<address>.safetensors     named tensors; <aa> are the address's first two digits
+    texts/<aa>/<address>.txt               predictions as JSON lines
+    outcomes/<digest>.json                 what came of a task of the round that is under way
+
+Every file is written under a temporary name, flushed and renamed, and never changed after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import Keys, Tensors
+from pfl_platform.errors import UserError
+from pfl_platform.federation.tasks import Address, Cost, Outcome
+from pfl_platform.store.atomic import stopping_run, write_atomic
+from pfl_platform.store.layout import content_address, file_chunks
+
+_ADDRESS = re.compile(r"[0-9a-f]{64}")
+
+
+class DiskStore:
+    """Implements `Store` in a folder, usually a run's. Any number of processes may use the same folder at once.
+
+    verify: compare contents with the address at each full read (`get` without keys, `get_text`).
+
+    Errors: `UserError` naming the file when what was asked for is missing or damaged; `RunStopped` on a full disk.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        self.folder = folder
+        self.verify = verify
+
+    def put(self, tensors: Tensors) -> Address:
+        address = content_address(tensors)
+        path = self.tensor_path(address)
+        if not path.exists():
+            with stopping_run(self.folder):
+                write_atomic(path, file_chunks(tensors))
+        return address
+
+    def get(self, address: Address, keys: Keys | None = None) -> dict[str, Tensor]:
+        """Only the tensors asked for are read. They belong to the caller."""
+        path = self._existing(self.tensor_path(address))
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensors = {
+                    key: _own(file.get_tensor(key)) for key in sorted(file.keys()) if keys is None or key in keys
+                }
+        except (SafetensorError, OSError) as error:
+            raise UserError(_damaged(path, str(error))) from error
+        if self.verify and keys is None and content_address(tensors) != address:
+            raise UserError(_damaged(path, "its content does not match its name"))
+        return tensors
+
+    def size(self, address: Address) -> int:
+        return self._existing(self.tensor_path(address)).stat().st_size
+
+    def put_text(self, text: str) -> Address:
+        data = text.encode()
+        address = hashlib.sha256(data).hexdigest()
+        path = self.text_path(address)
+        if not path.exists():
+            with stopping_run(self.folder):
+                write_atomic(path, [data])
+        return address
+
+    def get_text(self, address: Address) -> str:
+        path = self._existing(self.text_path(address))
+        try:
+            data = path.read_bytes()
+            text = data.decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(_damaged(path, str(error))) from error
+        if self.verify and hashlib.sha256(data).hexdigest() != address:
+            raise UserError(_damaged(path, "its content does not match its name"))
+        return text
+
+    def cached(self, digest: str) -> Outcome | None:
+        """The outcome, when its file can be read and all that it refers to is there; else None: the task runs again."""
+        try:
+            fields = json.loads(self.outcome_path(digest).read_bytes())
+            outcome = Outcome(**{**fields, "cost": Cost(**fields["cost"])})
+            there = [self.tensor_path(address).exists() for address in (outcome.state, outcome.sent) if address]
+            there += [self.text_path(outcome.predictions).exists()] if outcome.predictions else []
+        except (OSError, ValueError, TypeError, KeyError, UserError):
+            return None
+        return outcome if all(there) else None
+
+    def cache(self, digest: str, outcome: Outcome) -> None:
+        with stopping_run(self.folder):
+            write_atomic(self.outcome_path(digest), [json.dumps(outcome_json(outcome)).encode()])
+
+    def tensor_path(self, address: Address) -> Path:
+        """Where tensors of this address lie, whether they do or not."""
+        return self.folder / "tensors" / _checked(address)[:2] / f"{address}.safetensors"
+
+    def text_path(self, address: Address) -> Path:
+        """Where the text of this address lies, whether it does or not."""
+        return self.folder / "texts" / _checked(address)[:2] / f"{address}.txt"
+
+    def outcome_path(self, digest: str) -> Path:
+        """Where the outcome of a task with this digest lies, whether it does or not."""
+        return self.folder / "outcomes" / f"{_checked(digest)}.json"
+
+    def _existing(self, path: Path) -> Path:
+        if not path.exists():
+            raise UserError(f"The file {path} is missing; the run folder is not complete.")
+        return path
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON: its fields by name, the cost as fields of its own."""
+    fields = {**vars(outcome), "metrics": dict(outcome.metrics), "scores": dict(outcome.scores)}
+    return {**fields, "cost": asdict(outcome.cost)}
+
+
+def _checked(address: str) -> str:
+    """Addresses come out of JSON that a person may have edited, and become paths."""
+    if not _ADDRESS.fullmatch(address):
+        raise UserError(f"'{address}' is no content address (64 hexadecimal digits).")
+    return address
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Some versions of the library return views of one mapping of the whole file; a view would keep all of it alive."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+
+
+def _damaged(path: Path, why: str) -> str:
+    return f"The file {path} is damaged ({why}); put back a good copy of it, or start the run again in a new folder."

@@ -1,0 +1,239 @@
+"""The checks of the contract kit, one function each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import Tensors
+from pfl_platform.engines.worker import Worker
+from pfl_platform.errors import UserError
+from pfl_platform.federation import session
+from pfl_platform.federation.setup import build
+from pfl_platform.federation.tasks import Outcome, Task
+from pfl_platform.store.run_folder import RunFolder
+from pfl_platform.testing.bench import Bench
+
+
+class Killed(BaseException):
+    """Stands for a process that dies: nothing may catch it."""
+
+
+def states(out: Path) -> dict[str, dict[str, Tensor]]:
+    """Every client's final state."""
+    folder = RunFolder.open(out)
+    last = folder.last_round()
+    assert last is not None
+    return {client: folder.store.get(address) for client, address in last["states"].items()}
+
+
+def same(first: Mapping[str, Tensors], second: Mapping[str, Tensors], tolerance: float = 0.0) -> str | None:
+    """What differs between two sets of states, or None."""
+    for client, tensors in first.items():
+        for key, value in tensors.items():
+            other = second[client][key]
+            if tolerance == 0.0:
+                if not torch.equal(value, other):
+                    return f"{client}: {key} differs"
+            elif not torch.allclose(value, other, rtol=tolerance, atol=tolerance):
+                return f"{client}: {key} differs by {(value - other).abs().max():.2e}"
+    return None
+
+
+def unknown_option_is_refused(bench: Bench) -> None:
+    """A mistyped option of objective or aggregator is a `UserError`, not a silent default."""
+    for section in ("objective", "aggregator"):
+        try:
+            build(bench.config(**{f"{section}.options.no_such_option": 1}), bench.manager, bench.benchmark())
+        except UserError:
+            continue
+        raise AssertionError(f"the {section} took the option 'no_such_option' without a word")
+
+
+def seed_repeats_the_run(bench: Bench) -> None:
+    """The same seed gives the same adapters bit for bit, whatever the global generators hold; another seed gives
+    others."""
+    before = torch.random.get_rng_state()
+    first = states(bench.run())
+    assert torch.equal(before, torch.random.get_rng_state()), "a run changed torch's global generator"
+    torch.rand(7)  # moves the global generator, which must not matter
+    difference = same(first, states(bench.run()))
+    assert difference is None, f"the same seed gave another run: {difference}"
+    assert same(first, states(bench.run(seed=1))) is not None, "another seed gave the same run"
+
+
+def client_order_changes_nothing(bench: Bench) -> None:
+    """Clients in reverse order end with the same adapters, up to rounding of sums."""
+    difference = same(states(bench.run()), states(bench.run(reverse=True)), 1e-4)
+    assert difference is None, f"the order of clients matters: {difference}"
+
+
+def one_client_suffices(bench: Bench) -> None:
+    """A federation of one client, and rounds with one of three clients, work."""
+    assert states(bench.run(clients=1)), "no state came out"
+    config = bench.config()
+    needs = [component.needs for component in build(config, bench.manager, bench.benchmark()).parts.components]
+    if not any(item.full_cohort for item in needs):
+        assert len(states(bench.run(cohort=1))) == 3, "clients got lost under partial participation"
+
+
+def training_learns(bench: Bench) -> None:
+    """Params change in every round, and stay finite."""
+    out = bench.run()
+    first, *_ = RunFolder.open(out).rounds()
+    start = {client: RunFolder.open(out).store.get(address) for client, address in first["states"].items()}
+    end = states(out)
+    for client, tensors in end.items():
+        assert all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()), client
+        changed = [key for key in tensors if key in start[client] and not torch.equal(tensors[key], start[client][key])]
+        assert changed, f"nothing changed at {client} between the rounds"
+
+
+def only_declared_keys_leave(bench: Bench) -> None:
+    """Messages hold declared keys only, and replies only what the objective takes in."""
+    setup = build(bench.config(), bench.manager, bench.benchmark())
+    seen: list[tuple[Task, Outcome, Tensors]] = []
+    folder = _watched(bench, seen)
+    objective = setup.parts.objective
+    for task, outcome, inbox in seen:
+        if task.stage != "round":
+            continue
+        sent = folder.store.get(outcome.sent) if outcome.sent else {}
+        for key in sent:
+            assert any(key in share.keys for share in objective.up), f"{task.actor} sent '{key}', which is private"
+        for key in inbox:
+            assert any(key in share.keys for share in objective.down), f"{task.actor} was sent '{key}' undeclared"
+        assert outcome.cost.up_payload == sum(value.numel() * value.element_size() for value in sent.values())
+
+
+def shared_params_mean_the_same(bench: Bench) -> None:
+    """What may be combined over all clients has the same shape at all of them; dtypes survive the round trip."""
+    setup = build(bench.config(), bench.manager, bench.benchmark())
+    seen: list[tuple[Task, Outcome, Tensors]] = []
+    folder = _watched(bench, seen)
+    everybody = [share.keys for share in setup.parts.objective.up if share.scope == "all"]
+    shapes: dict[str, torch.Size] = {}
+    for _, outcome, inbox in seen:
+        sent = folder.store.get(outcome.sent) if outcome.sent else {}
+        for key, value in sent.items():
+            if any(key in keys for keys in everybody):
+                assert shapes.setdefault(key, value.shape) == value.shape, f"'{key}' has different shapes at clients"
+        for key, value in inbox.items():
+            assert not value.is_floating_point() or value.dtype == torch.float32, f"'{key}' came down as {value.dtype}"
+
+
+def killed_runs_go_on(bench: Bench) -> None:
+    """A run that dies in any task and is resumed ends bit for bit like one that was not."""
+    whole = bench.run()
+    straight = states(whole)
+    for victim in range(3 * bench.rounds):
+        out = bench.folder / f"killed-{victim}"
+        shutil.rmtree(out, ignore_errors=True)
+        _die_in_task(bench, out, victim)
+        bench.resume(out)
+        difference = same(straight, states(out))
+        assert difference is None, f"killed in task {victim}: {difference}"
+        for name in ("predictions.jsonl",):
+            assert (out / name).read_bytes() == (whole / name).read_bytes(), f"killed in task {victim}: {name} differs"
+
+
+def plain_peft_loads_the_personal_adapter(bench: Bench) -> None:
+    """What is written for each client loads with peft and gives the logits of the personal model."""
+    from peft import PeftModel
+
+    out = bench.run()
+    setup = build(bench.config(), bench.manager, bench.benchmark())
+    folder = RunFolder.open(out)
+    fed, worker = setup.federation(folder.store), setup.worker(folder.store)
+    prepared = folder.read_prepare() or {}
+    for client, tensors in states(out).items():
+        adapter = folder.adapter_folder(client)
+        if not (adapter / "adapter_model.safetensors").exists():
+            continue  # the mix depends on the input
+        name = fed.backbone_of[client]
+        host = worker.host(name)
+        host.load_frozen(prepared["frozen"].get(name), folder.store.get)
+        host.load(tensors)
+        batch = host.backbone.codec.encode(bench.benchmark().clients[0].tasks[0].test[:2])
+        with torch.no_grad(), host.mixing(setup.parts.recipe().passes[0], batch.inputs["attention_mask"]):
+            expected = host.backbone.model(**batch.inputs).logits
+        plain = bench.manager.make("backbone", name, {})
+        model = PeftModel.from_pretrained(plain.model, str(adapter)).eval()
+        with torch.no_grad():
+            found = model(**batch.inputs).logits
+        assert torch.allclose(expected, found, atol=1e-4), f"{client}: {(expected - found).abs().max():.2e}"
+
+
+def _watched(bench: Bench, seen: list[tuple[Task, Outcome, Tensors]]) -> RunFolder:
+    """A run whose tasks are recorded, with what was in their inbox."""
+    execute = Worker.execute
+
+    def watching(self: Worker, task: Task, observe: Any = None) -> Outcome:
+        outcome = execute(self, task, observe)
+        seen.append((task, outcome, self.place.store.get(task.inbox) if task.inbox else {}))
+        return outcome
+
+    Worker.execute = watching  # type: ignore[method-assign]
+    kept = RunFolder.collect_garbage
+    RunFolder.collect_garbage = lambda self, *args, **kwargs: None  # type: ignore[method-assign, assignment]
+    try:
+        return RunFolder.open(bench.run())
+    finally:
+        Worker.execute = execute  # type: ignore[method-assign]
+        RunFolder.collect_garbage = kept  # type: ignore[method-assign]
+
+
+def _die_in_task(bench: Bench, out: Path, victim: int) -> None:
+    """Runs until the `victim`-th task of a round, in which the process dies."""
+    execute = Worker.execute
+    count = 0
+
+    def mortal(self: Worker, task: Task, observe: Any = None) -> Outcome:
+        nonlocal count
+        if task.stage == "round":
+            if count == victim:
+                raise Killed
+            count += 1
+        return execute(self, task, observe)
+
+    Worker.execute = mortal  # type: ignore[method-assign]
+    try:
+        session.run(bench.config(), out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark())
+    except Killed:
+        return
+    finally:
+        Worker.execute = execute  # type: ignore[method-assign]
+    raise AssertionError(f"the run has no task {victim}")
+
+
+CHECKS: Sequence[Callable[[Bench], None]] = (
+    unknown_option_is_refused,
+    seed_repeats_the_run,
+    client_order_changes_nothing,
+    one_client_suffices,
+    training_learns,
+    only_declared_keys_leave,
+    shared_params_mean_the_same,
+    killed_runs_go_on,
+    plain_peft_loads_the_personal_adapter,
+)
+
+
+def run_checks(bench: Bench, say: Callable[[str], None] = print) -> bool:
+    """Runs all checks and says one line for each; True when all hold."""
+    good = True
+    for check in CHECKS:
+        sentence = (check.__doc__ or "").splitlines()[0]
+        try:
+            check(bench)
+        except AssertionError as error:
+            good = False
+            say(f"FAILED {check.__name__}: {error}")
+        else:
+            say(f"ok     {check.__name__}: {sentence}")
+    return good
