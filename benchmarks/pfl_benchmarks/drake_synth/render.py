@@ -1,0 +1,102 @@
+"""From a puzzle to a sample: places, jitter, ground, prompt in the DRAKE form.
+
+Pictures are partitioned. The digest of a picture's layout (what is where, whatever the ground and style) says to which
+of four parts it belongs, and a scene is placed anew until it falls into the part that is wanted. So no layout is ever
+shared between pretraining or public data, training, validation and test, however many samples are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pfl_benchmarks.drake_synth.dice import Dice
+from pfl_benchmarks.drake_synth.drawing import PLACES, REACH, SIZES, TINTS, DrawnPicture, Obj, Scene, Style
+from pfl_benchmarks.drake_synth.puzzles import TRUTH, Puzzle
+from pfl_platform.data import IMAGE_MARK, Picture, Sample, Turn
+
+Part = Literal["corpus", "train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("corpus", "train", "validation", "test")
+
+Form = Literal["list", "letter", "yes", "open"]
+"""How the answer is asked for: a list of the options, lettered options, yes or no for true or false, or free."""
+
+LETTERS = "ABCD"
+MARK_LINE = f"{IMAGE_MARK}\n"
+
+
+def part_of(scene: Scene) -> Part:
+    """The part of the data to which a scene's layout belongs."""
+    return PARTS[hashlib.sha256(scene.layout.encode()).digest()[0] % len(PARTS)]
+
+
+def placed(objects: Sequence[Obj], dice: Dice, part: Part, style: Style = "filled") -> Scene:
+    """The objects with places (given ones are kept), offsets and tints, as a scene of the wanted part."""
+    shade = 24 + dice.below(32)
+    taken = {obj.place for obj in objects}
+    while True:
+        free = dice.shuffled([place for place in range(len(PLACES)) if place not in taken])
+        done = []
+        for obj in objects:
+            reach = REACH[SIZES[obj.size]]
+            done.append(
+                replace(
+                    obj,
+                    place=free.pop() if obj.place < 0 else obj.place,
+                    dx=dice.below(2 * reach + 1) - reach,
+                    dy=dice.below(2 * reach + 1) - reach,
+                    tint=dice.below(TINTS),
+                )
+            )
+        scene = Scene(tuple(done), shade, style)
+        if part_of(scene) == part:
+            return scene
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The text of a question: what is asked, the right answer, the options as shown, and all accepted answers."""
+
+    question: str
+    answer: str
+    options: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+
+
+def asked(puzzle: Puzzle, form: Form, dice: Dice, size: int = 4) -> Asked:
+    """The puzzle's question in a form, with at most `size` options where the puzzle does not fix them.
+
+    A lettered question is answered by its letter; the option's text is accepted, too.
+    """
+    if form == "open":
+        return Asked(f"{puzzle.question}\nYour answer is:", puzzle.answer)
+    options, answer = offered(puzzle, dice, size), puzzle.answer
+    if form == "yes" and puzzle.answers == TRUTH:
+        options, answer = ["yes", "no"], "yes" if answer == TRUTH[0] else "no"
+    if form == "letter":
+        shown = " | ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+        letter = LETTERS[options.index(answer)]
+        return Asked(
+            f"{puzzle.question}\nChoice list:[{shown}]. Your answer is:", letter, tuple(options), (letter, answer)
+        )
+    return Asked(f"{puzzle.question}\nChoice list:[{', '.join(options)}]. Your answer is:", answer, tuple(options))
+
+
+def offered(puzzle: Puzzle, dice: Dice, size: int) -> list[str]:
+    """The options: all of them in order, or the answer among tempting and other wrong ones, shuffled."""
+    if puzzle.ordered:
+        return list(puzzle.answers)
+    tempting = dict.fromkeys(dice.shuffled([word for word in puzzle.near if word != puzzle.answer]))
+    rest = [word for word in puzzle.answers if word != puzzle.answer and word not in tempting]
+    wrong = [*tempting, *dice.shuffled(rest)][: size - 1]
+    return dice.shuffled([puzzle.answer, *wrong])
+
+
+def sample_of(name: str, text: Asked, scenes: Sequence[Scene]) -> Sample:
+    """The sample: one `<image>` mark per picture first, then the question."""
+    pictures: tuple[Picture, ...] = tuple(DrawnPicture(scene) for scene in scenes)
+    human = MARK_LINE * len(pictures) + text.question
+    turn = Turn(human, text.answer)
+    return Sample(name, (turn,), pictures, text.options, text.references)
