@@ -31,9 +31,10 @@ SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
 SIZES = ("small", "big")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 RADIUS = {"small": 4, "big": 6}
-REACH = {"small": 3, "big": 2}
-"""How far an object's centre may lie from its quadrant's centre, in pixels, so that neighbours hardly touch."""
-TINTS = 4
+REACH = 1
+"""How far an object's centre may lie from its quadrant's centre, in pixels. Small on purpose: a tiny tower tells
+shapes apart many times sooner when they hardly move within its patches."""
+TINTS = 8
 """Slightly different inks of one colour."""
 
 Style = Literal["filled", "outline", "striped", "grainy"]
@@ -43,7 +44,7 @@ Style = Literal["filled", "outline", "striped", "grainy"]
 @dataclass(frozen=True, slots=True)
 class Obj:
     """One object: indices into `COLOURS`, `SHAPES`, `SIZES` and `PLACES` (its quadrant; -1: not placed yet),
-    its offset from the quadrant's centre in pixels, and its tint (0 .. 3, darker)."""
+    its offset from the quadrant's centre in pixels, and its tint (0 .. 7, ever darker)."""
 
     colour: int
     shape: int
@@ -102,9 +103,9 @@ def pixels(scene: Scene) -> bytes:
         _grain(canvas, scene)
     colours = tuple(COLOURS.values())
     for obj in sorted(scene.objects, key=lambda o: (o.place, o.colour, o.shape, o.size)):
-        centre_x = 8 + 15 * (obj.place % 2) + obj.dx
-        centre_y = 8 + 15 * (obj.place // 2) + obj.dy
-        ink = bytes(channel - 8 * obj.tint if channel >= 8 * obj.tint else 0 for channel in colours[obj.colour])
+        centre_x = 8 + 16 * (obj.place % 2) + obj.dx
+        centre_y = 8 + 16 * (obj.place // 2) + obj.dy
+        ink = bytes(max(0, channel - 4 * obj.tint) for channel in colours[obj.colour])
         for x, y in stencil(SHAPES[obj.shape], RADIUS[SIZES[obj.size]], scene.style):
             at = 3 * ((centre_y + y) * SIDE + centre_x + x)
             canvas[at : at + 3] = ink
@@ -127,7 +128,7 @@ def _inside(shape: str, x: int, y: int, radius: int) -> bool:
     distance = x * x + y * y
     inside = {
         "circle": distance <= radius * radius + 1,
-        "square": max(abs(x), abs(y)) <= radius - 1,
+        "square": True,
         "triangle": 2 * abs(x) <= y + radius,
         "cross": min(abs(x), abs(y)) <= radius // 4,
         "diamond": abs(x) + abs(y) <= radius,

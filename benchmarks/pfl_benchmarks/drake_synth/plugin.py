@@ -20,8 +20,9 @@ PUBLIC_SIZE = 5000
 DEFAULTS: Mapping[str, Any] = {
     "rounds": 20,
     "local_steps": 100,
-    "training": {"batch_size": 4},
-    "evaluation": {"every": 5},
+    "training": {"batch_size": 4, "lr": 2e-3},
+    "adapter": {"options": {"r": 8}},
+    "evaluation": {"every": 5, "max_new_tokens": 8},
 }
 
 Backbones = Literal["hetero", "tiny-llava-llama-s", "tiny-llava-llama-m", "tiny-llava-qwen-s", "tiny-llava-qwen-m"]

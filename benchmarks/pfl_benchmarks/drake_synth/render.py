@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pfl_benchmarks.drake_synth.dice import Dice
-from pfl_benchmarks.drake_synth.drawing import PLACES, REACH, SIZES, TINTS, DrawnPicture, Obj, Scene, Style
+from pfl_benchmarks.drake_synth.drawing import PLACES, REACH, TINTS, DrawnPicture, Obj, Scene, Style
 from pfl_benchmarks.drake_synth.puzzles import TRUTH, Puzzle
 from pfl_platform.data import IMAGE_MARK, Picture, Sample, Turn
 
@@ -40,13 +40,12 @@ def placed(objects: Sequence[Obj], dice: Dice, part: Part, style: Style = "fille
         free = dice.shuffled([place for place in range(len(PLACES)) if place not in taken])
         done = []
         for obj in objects:
-            reach = REACH[SIZES[obj.size]]
             done.append(
                 replace(
                     obj,
                     place=free.pop() if obj.place < 0 else obj.place,
-                    dx=dice.below(2 * reach + 1) - reach,
-                    dy=dice.below(2 * reach + 1) - reach,
+                    dx=dice.below(2 * REACH + 1) - REACH,
+                    dy=dice.below(2 * REACH + 1) - REACH,
                     tint=dice.below(TINTS),
                 )
             )
@@ -65,14 +64,16 @@ class Asked:
     references: tuple[str, ...] = ()
 
 
-def asked(puzzle: Puzzle, form: Form, dice: Dice, size: int = 4) -> Asked:
+def asked(puzzle: Puzzle, form: Form, dice: Dice, size: int = 4, slot: int | None = None) -> Asked:
     """The puzzle's question in a form, with at most `size` options where the puzzle does not fix them.
+
+    slot: where the answer stands among shuffled options, modulo their number; at random when left out.
 
     A lettered question is answered by its letter; the option's text is accepted, too.
     """
     if form == "open":
         return Asked(f"{puzzle.question}\nYour answer is:", puzzle.answer)
-    options, answer = offered(puzzle, dice, size), puzzle.answer
+    options, answer = offered(puzzle, dice, size, slot), puzzle.answer
     if form == "yes" and puzzle.answers == TRUTH:
         options, answer = ["yes", "no"], "yes" if answer == TRUTH[0] else "no"
     if form == "letter":
@@ -84,14 +85,16 @@ def asked(puzzle: Puzzle, form: Form, dice: Dice, size: int = 4) -> Asked:
     return Asked(f"{puzzle.question}\nChoice list:[{', '.join(options)}]. Your answer is:", answer, tuple(options))
 
 
-def offered(puzzle: Puzzle, dice: Dice, size: int) -> list[str]:
-    """The options: all of them in order, or the answer among tempting and other wrong ones, shuffled."""
+def offered(puzzle: Puzzle, dice: Dice, size: int, slot: int | None) -> list[str]:
+    """The options: all of them in order, or the answer among tempting and other wrong ones."""
     if puzzle.ordered:
         return list(puzzle.answers)
     tempting = dict.fromkeys(dice.shuffled([word for word in puzzle.near if word != puzzle.answer]))
     rest = [word for word in puzzle.answers if word != puzzle.answer and word not in tempting]
     wrong = [*tempting, *dice.shuffled(rest)][: size - 1]
-    return dice.shuffled([puzzle.answer, *wrong])
+    options = dice.shuffled(wrong)
+    options.insert(dice.below(len(wrong) + 1) if slot is None else slot % (len(wrong) + 1), puzzle.answer)
+    return options
 
 
 def sample_of(name: str, text: Asked, scenes: Sequence[Scene]) -> Sample:

@@ -25,6 +25,9 @@ Split = Literal["train", "validation", "test"]
 HOME_SHARE = 0.88
 """Share of a client's training questions that ask about its home words."""
 
+SLOTS = 12
+"""The answer's place among its options is balanced over runs of twelve samples, whether they are two, three or four."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -175,7 +178,8 @@ class Plan:
         puzzle = self.family.make(Brief(dice, self.lexicon, focus, outcome, wording))
         scenes = [placed(objects, dice, split, self.spec.style) for objects in puzzle.scenes]
         name = "-".join(map(str, (*self.address[1:], self.spec.name, split, index)))
-        return sample_of(name, asked(puzzle, self.spec.form, dice), scenes)
+        slot = stratified(index, SLOTS, *self.address, self.spec.name, split, "slot")
+        return sample_of(name, asked(puzzle, self.spec.form, dice, slot=slot), scenes)
 
 
 class Drawn(LazySamples):
