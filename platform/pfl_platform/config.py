@@ -26,7 +26,7 @@ class Training(Section):
     batch_size: int = Field(4, ge=1, description="samples per local step")
     micro_batch: int = Field(0, ge=0, description="rows per forward; 0: the whole batch")
     lr: float = Field(2e-5, gt=0, description="learning rate")
-    lr_of: dict[str, float] = Field(default_factory=dict, description="key pattern -> learning rate, first match first")
+    lr_scale: dict[str, float] = Field(default_factory=dict, description="key pattern -> factor of lr, first match")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: off")
     schedule: Literal["constant", "linear", "cosine"] = "constant"

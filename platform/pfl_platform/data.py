@@ -87,7 +87,7 @@ class TaskData:
     """One task of a client. `train`, `validation` and `test` are disjoint; only `test` is ever reported and
     only `train` and `validation` may be read for tuning, features and statistics.
 
-    `metric` names a plugin of kind `metric` (for example `choice`, `rouge_l`).
+    `metric` names a plugin of kind `metric` (for example `choice`).
     """
 
     name: str

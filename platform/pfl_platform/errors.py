@@ -25,8 +25,8 @@ class RunStopped(UserError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The clause ` Did you mean 'x'?` for a mistyped `name`, or the known names when nothing is near.
 
-    >>> nearest("fedmosiac", ["sft", "fedmosaic"])
-    " Did you mean 'fedmosaic'?"
+    >>> nearest("medain", ["mean", "median"])
+    " Did you mean 'median'?"
     >>> nearest("zzz", ["b", "a"])
     ' Known: a, b.'
     """

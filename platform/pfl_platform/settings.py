@@ -164,7 +164,7 @@ def lay_over(settings: Settings, more: Mapping[str, Any]) -> Settings:
     """`settings` with `more` laid over them: mappings key by key, anything else replaced. Changes neither.
 
     Three keys have a rule of their own. A component that gets another name loses the options of the former one.
-    Patterns of `lr_of` that come later are tried first. `backbones` with a `'*'` forgets what was said of single
+    Patterns of `lr_scale` that come later are tried first. `backbones` with a `'*'` forgets what was said of single
     clients.
 
     >>> lay_over({"adapter": {"name": "a", "options": {"r": 8}}}, {"adapter": {"name": "b"}})
@@ -175,11 +175,11 @@ def lay_over(settings: Settings, more: Mapping[str, Any]) -> Settings:
         old = result.get(key)
         if not (isinstance(old, Mapping) and isinstance(value, Mapping)):
             result[key] = value
-        elif (key in CHOICES and value.get("name", old.get("name")) != old.get("name")) or (
+        elif (key in CHOICES and "name" in old and value.get("name", old["name"]) != old["name"]) or (
             key == "backbones" and "*" in value
         ):
             result[key] = dict(value)
-        elif key == "lr_of":
+        elif key == "lr_scale":
             result[key] = {**value, **{pattern: rate for pattern, rate in old.items() if pattern not in value}}
         else:
             result[key] = lay_over(dict(old), value)

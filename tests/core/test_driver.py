@@ -33,7 +33,7 @@ def test_clipping_scales_the_gradient() -> None:
 
 def test_rates_by_key() -> None:
     a, b = (torch.zeros(1, requires_grad=True) for _ in range(2))
-    optim = Optim(lr=0.1, lr_of=((Keys("fast/*"), 0.5),), clip=0.0)
+    optim = Optim(lr=0.1, lr_scale=((Keys("fast/*"), 5.0),), clip=0.0)
     stepper = TorchDriver().open("s", {"fast/a": a, "slow/b": b}, optim, {})
     stepper.backward(a.sum() + b.sum())
     stepper.update(0)

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pfl_platform.errors import UserError
 from pfl_platform.rng import torch_rng
 from pfl_plugins.fedmosaic.equations import pq_forward
-from pfl_plugins.pqlora import PQLinear, PQLoraConfig, orthonormal, pq_layers, register
-from pfl_plugins.pqlora.config import peft_type
+from pfl_plugins.pqlora.tuner import PQLinear, PQLoraConfig, orthonormal, pq_layers, register
+from pfl_plugins.pqlora.tuner.config import peft_type
 
 # peft asks transformers for a property that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

@@ -6,6 +6,7 @@ has no such form."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,10 +41,17 @@ def merged(layer: SlotLayer, weights: Mapping[str, float]) -> Factors:
     return Factors(u, v, c)
 
 
+def _in_order(file: Path) -> None:
+    """peft writes sets in whatever order they have in this process; sorted, equal adapters are equal files."""
+    written = json.loads(file.read_text(encoding="utf-8"))
+    written["target_modules"] = sorted(written["target_modules"])
+    file.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     """Writes the adapter that is loaded in `host`, mixed, as `adapter_config.json` and `adapter_model.safetensors`.
 
-    Returns False, writing nothing, when the mix depends on the input. Load it with
+    Returns False, writing nothing, when the mix depends on the input or is the bare backbone. Load it with
     `peft.PeftModel.from_pretrained(backbone, folder)`.
     """
     from peft import LoraConfig
@@ -52,7 +60,7 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     factors: dict[str, Factors] = {}
     for layer in host.layers.values():
         weights = static_weights(layer, mix)
-        if weights is None:
+        if not weights:
             return False
         factors[layer.site.path] = merged(layer, weights)
     biased = any(item.c is not None for item in factors.values())
@@ -78,5 +86,6 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     config.base_model_name_or_path = host.backbone.card.source or host.backbone.name
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
+    _in_order(folder / "adapter_config.json")
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
     return True

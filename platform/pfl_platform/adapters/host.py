@@ -44,8 +44,9 @@ class Host:
         self.frozen_address: str | None = None
         if adapter is not None:
             adapter.check(backbone)
-            self.layers = adapter.install(backbone, slots, self.control)
-            self._collect([slot.name for slot in slots], mixes or {})
+            with torch.random.fork_rng(devices=[]):  # what libraries draw here is overwritten by `load`
+                self.layers = adapter.install(backbone, slots, self.control)
+                self._collect([slot.name for slot in slots], mixes or {})
         if whole:
             for name, parameter in backbone.model.named_parameters():
                 path, _, part = name.rpartition(".")

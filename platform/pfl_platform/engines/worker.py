@@ -18,6 +18,7 @@ from pfl_platform.evaluation.generate import CellData, Judge, to_lines
 from pfl_platform.evaluation.surfaces import Cell, CellResult
 from pfl_platform.federation.tasks import Cost, Outcome, Share, Store, Task
 from pfl_platform.ledger.bytes import payload_bytes
+from pfl_platform.ledger.flops import training_flops
 from pfl_platform.ledger.memory import peak_memory
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
@@ -47,7 +48,6 @@ class Worker:
     def __init__(self, place: Workplace) -> None:
         self.place = place
         self._hosts: dict[str, Host] = {}
-        self._flops = FlopMeter()
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
@@ -64,7 +64,8 @@ class Worker:
         if task.receive is not None:
             state = dict(task.receive(state, inbox))
         host.load(state)
-        done = self._train(task, state, inbox, observe)
+        meter = FlopMeter()
+        done = self._train(task, state, inbox, observe, meter)
         live = [key for key in state if key in host.params]
         if any(key.startswith("frozen/") for key in live):
             host.frozen_address = None  # this task may have changed what others share
@@ -77,7 +78,8 @@ class Worker:
             seconds=seconds,
             train_seconds=done.seconds,
             steps=done.steps,
-            flops=self._flops.take(),
+            flops=meter.total,
+            flops_formula=training_flops(host.backbone.card.num_params, done.trained_values, done.tokens),
             peak_memory=peak_memory(host.backbone.device),
             up_payload=payload_bytes(sent_tensors),
             up_wire=place.store.size(sent) if sent else 0,
@@ -96,14 +98,16 @@ class Worker:
             cost=cost,
         )
 
-    def _train(self, task: Task, state: Tensors, inbox: Tensors, observe: StepObserver | None) -> Trained:
+    def _train(
+        self, task: Task, state: Tensors, inbox: Tensors, observe: StepObserver | None, meter: FlopMeter
+    ) -> Trained:
         if not task.phases and not task.statistics:
             return Trained()
 
         def rng(*parts: str | int) -> torch.Generator:
             return torch_rng(self.place.seed, task.stage, task.round_index, task.actor, *parts)
 
-        actor = Actor(task.actor, task.backbone, self.host, rng, self.place.driver, inbox, self._flops)
+        actor = Actor(task.actor, task.backbone, self.host, rng, self.place.driver, inbox, meter)
         try:
             return train(actor, task.phases, task.statistics, state, observe)
         except RunStopped as error:

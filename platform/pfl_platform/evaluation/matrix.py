@@ -201,6 +201,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
         for record in rounds
     }
     clients = [client.client_id for client in setup.benchmark.clients]
+    shared = [prepared.get("cost"), *(record.get("shared_cost") for record in rounds)]
     return report_of(
         config=setup.config.model_dump(mode="json"),
         benchmark=setup.benchmark.name,
@@ -211,7 +212,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
             client: total(record["clients"][client]["cost"] for record in rounds if client in record["clients"])
             for client in clients
         },
-        shared_costs=prepared.get("cost"),
+        shared_costs=total(item for item in shared if item is not None),
     )
 
 

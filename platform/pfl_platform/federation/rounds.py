@@ -138,7 +138,7 @@ def context(fed: Federation, client: ClientData, round_index: int) -> ClientCont
     training = config.training
     optim = Optim(
         lr=training.lr,
-        lr_of=tuple((Keys(pattern), rate) for pattern, rate in training.lr_of.items()),
+        lr_scale=tuple((Keys(pattern), factor) for pattern, factor in training.lr_scale.items()),
         weight_decay=training.weight_decay,
         clip=training.clip,
         schedule=training.schedule,

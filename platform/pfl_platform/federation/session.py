@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from pfl_platform.federation.components import Federation, ServerState
 from pfl_platform.federation.observers import Observer, RunInfo
 from pfl_platform.federation.rounds import Parts, Progress, RoundResult, baseline, drive, one_round, prepare, summary
 from pfl_platform.federation.setup import Setup, build
-from pfl_platform.federation.tasks import Outcome
+from pfl_platform.federation.tasks import Cost, Outcome, Task
+from pfl_platform.ledger.costs import total
 from pfl_platform.plugins import PluginManager
 from pfl_platform.store.pins import pins_of
 from pfl_platform.store.run_folder import RunFolder
@@ -131,6 +132,22 @@ def _numerics(config: RunConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
+class _Books(Observer):
+    """Costs of what was no client's turn: preparation, the baseline, a server that trains."""
+
+    def __init__(self) -> None:
+        self._costs: list[Cost] = []
+
+    def task_done(self, task: Task, outcome: Outcome, cached: bool) -> None:
+        if task.stage not in ("round", "score"):
+            self._costs.append(outcome.cost)
+
+    def taken(self) -> list[Cost]:
+        """What was booked since the last call."""
+        costs, self._costs = self._costs, []
+        return costs
+
+
 @dataclass
 class _Run:
     """One process's part of a run."""
@@ -138,12 +155,13 @@ class _Run:
     setup: Setup
     folder: RunFolder
     observers: Sequence[Observer]
+    books: _Books = field(default_factory=_Books)
 
     def to_end(self) -> dict[str, Any]:
         setup, folder = self.setup, self.folder
         fed, parts, config = setup.federation(folder.store), setup.parts, setup.config
         worker = setup.worker(folder.store)
-        engine = InProcessEngine(worker, self.observers)
+        engine = InProcessEngine(worker, (*self.observers, self.books))
         done = len(folder.rounds())
         info = RunInfo(
             folder.path,
@@ -163,7 +181,7 @@ class _Run:
         for round_index in range(done, config.rounds):
             result = drive(one_round(fed, parts, progress, round_index), engine)
             progress = result.progress
-            record = round_record(result)
+            record = {**round_record(result), "shared_cost": total(self.books.taken())}
             folder.commit_round(round_index, record)
             folder.collect_garbage()
             for observer in self.observers:
@@ -180,6 +198,7 @@ class _Run:
                 "frozen": dict(fed.frozen),
                 "states": dict(progress.states),
                 "server": {"tensors": dict(progress.server.tensors), "meta": dict(progress.server.meta)},
+                "cost": total(self.books.taken()),
                 "baseline": {task.removeprefix("backbone "): dict(outcome.scores) for task, outcome in scored.items()},
             }
             self.folder.write_prepare(known)
@@ -209,7 +228,7 @@ class _Run:
         with self.folder.exporting(client_id) as target:
             if not save_personal(host, recipe.passes[0], target):
                 (target / "README.md").write_text(
-                    "This client's mix depends on the input, so it has no form as one plain adapter.\n",
+                    "This client's model is no single adapter: its mix depends on the input, or it is the bare backbone.\n",
                     encoding="utf-8",
                 )
 

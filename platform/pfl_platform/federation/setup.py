@@ -25,6 +25,7 @@ from pfl_platform.federation.components import Federation
 from pfl_platform.federation.rounds import Parts
 from pfl_platform.federation.tasks import Share, Store
 from pfl_platform.plugins import PluginManager, default
+from pfl_platform.store.run_folder import safe_name
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
 
     def load(name: str) -> Backbone:
         if name not in loaded:
-            loaded[name] = plugins.make("backbone", name, backbone_options(config))
+            with torch.random.fork_rng(devices=[]):  # libraries draw first weights, which files replace
+                loaded[name] = plugins.make("backbone", name, backbone_options(config))
         return loaded[name]
 
     for name in sorted(set(backbone_of.values())):
@@ -161,6 +163,9 @@ def check_clients(benchmark: Benchmark) -> None:
         if client.client_id in seen:
             raise UserError(f"Two clients of '{benchmark.name}' have the id '{client.client_id}'.")
         seen.add(client.client_id)
+        if ":" in client.client_id:
+            raise UserError(f"The client id '{client.client_id}' of '{benchmark.name}' holds a colon; choose another.")
+        safe_name(client.client_id)
         if client.num_examples == 0:
             raise UserError(f"The client '{client.client_id}' of '{benchmark.name}' has no training samples.")
         names = [task.name for task in client.tasks]

@@ -1,7 +1,8 @@
 """FLOPs of training by the profiler, without slowing training down.
 
-The profiler counts one dry batch per kind of work (a backbone and a step, or a statistic), and later batches are
-booked by their tokens. The dry batch is discarded, so counting never touches what is trained.
+The profiler counts one dry row per kind of work (a step, or a statistic), and batches are booked by their tokens.
+The dry row is discarded, so counting never touches what is trained. A meter lives as long as a task: what a task is
+said to cost must not depend on what its process did before.
 """
 
 from __future__ import annotations

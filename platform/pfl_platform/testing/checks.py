@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.federation import session
-from pfl_platform.federation.setup import build
+from pfl_platform.federation.setup import backbone_options, build
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing.bench import Bench
@@ -84,7 +85,8 @@ def one_client_suffices(bench: Bench) -> None:
 
 def training_learns(bench: Bench) -> None:
     """Params change in every round, and stay finite."""
-    out = bench.run()
+    with _keeping_everything():
+        out = bench.run()
     first, *_ = RunFolder.open(out).rounds()
     start = {client: RunFolder.open(out).store.get(address) for client, address in first["states"].items()}
     end = states(out)
@@ -162,7 +164,7 @@ def plain_peft_loads_the_personal_adapter(bench: Bench) -> None:
         batch = host.backbone.codec.encode(bench.benchmark().clients[0].tasks[0].test[:2])
         with torch.no_grad(), host.mixing(setup.parts.recipe().passes[0], batch.inputs["attention_mask"]):
             expected = host.backbone.model(**batch.inputs).logits
-        plain = bench.manager.make("backbone", name, {})
+        plain = bench.manager.make("backbone", name, backbone_options(setup.config))
         model = PeftModel.from_pretrained(plain.model, str(adapter)).eval()
         with torch.no_grad():
             found = model(**batch.inputs).logits
@@ -179,13 +181,22 @@ def _watched(bench: Bench, seen: list[tuple[Task, Outcome, Tensors]]) -> RunFold
         return outcome
 
     Worker.execute = watching  # type: ignore[method-assign]
-    kept = RunFolder.collect_garbage
-    RunFolder.collect_garbage = lambda self, *args, **kwargs: None  # type: ignore[method-assign, assignment]
     try:
-        return RunFolder.open(bench.run())
+        with _keeping_everything():
+            return RunFolder.open(bench.run())
     finally:
         Worker.execute = execute  # type: ignore[method-assign]
-        RunFolder.collect_garbage = kept  # type: ignore[method-assign]
+
+
+@contextmanager
+def _keeping_everything() -> Iterator[None]:
+    """Runs keep the tensors of every round, so that messages can be looked at afterwards."""
+    sweep = RunFolder.collect_garbage
+    RunFolder.collect_garbage = lambda self, *args, **kwargs: None  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        RunFolder.collect_garbage = sweep  # type: ignore[method-assign]
 
 
 def _die_in_task(bench: Bench, out: Path, victim: int) -> None:

@@ -46,6 +46,8 @@ class Trained:
     sent: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    tokens: int = 0  # positions that were trained on, padding not counted
+    trained_values: int = 0  # numbers that an optimiser changed
 
     @property
     def steps(self) -> int:
@@ -100,6 +102,8 @@ def _run_phase(
         actor.driver.open(name, chosen, step.optim, kept)
         for name, chosen, step in zip(names, params, phase.steps, strict=True)
     ]
+    trained = {key: tensor.numel() for chosen in params for key, tensor in chosen.items()}
+    result.trained_values = max(result.trained_values, sum(trained.values()))
     source = phase.data.open(kept)
     losses = result.losses.setdefault(phase.name, [])
     for index in range(phase.amount):
@@ -108,7 +112,7 @@ def _run_phase(
         for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
             if len(phase.steps) > 1:
                 host.select(step.train)
-            _book_step(actor, step, views, chosen)
+            _book_step(actor, phase, step, views, chosen)
             loss = _one_step(step, views, len(samples), stepper.backward)
             if not math.isfinite(loss):
                 raise RunStopped(
@@ -117,6 +121,7 @@ def _run_phase(
                 )
             stepper.update(index)
         losses.append(loss)
+        result.tokens += sum(view.encoded().tokens for view in views)
         for statistic in statistics:
             if statistic.every is not None and index % statistic.every == 0:
                 view = views[0] if len(views) == 1 else _view(actor, samples, index, phase.name)
@@ -148,26 +153,27 @@ def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Calla
 def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
     with torch.no_grad():
         if actor.flops is not None:
-            kind = (actor.backbone, "statistic", statistic.name)
-            tokens = view.encoded().tokens
+            kind = ("statistic", statistic.name)
             if not actor.flops.known(kind):
-                actor.flops.measure(kind, tokens, lambda: statistic.add(None, view))
-            actor.flops.book(kind, tokens)
+                row = _view(actor, view.samples[:1], view.step, statistic.name)
+                actor.flops.measure(kind, row.encoded().tokens, lambda: statistic.add(None, row))
+            actor.flops.book(kind, view.encoded().tokens)
         return statistic.add(acc, view)
 
 
-def _book_step(actor: Actor, step: Step, views: Sequence[BatchView], chosen: Mapping[str, Tensor]) -> None:
+def _book_step(
+    actor: Actor, phase: Phase, step: Step, views: Sequence[BatchView], chosen: Mapping[str, Tensor]
+) -> None:
     if actor.flops is None:
         return
-    kind = (actor.backbone, "step", step.name)
+    kind = ("step", phase.name, step.name)
     if not actor.flops.known(kind):
-        view = views[0]
+        row = _view(actor, views[0].samples[:1], views[0].step, phase.name)
 
         def dry() -> None:
-            torch.autograd.grad(step.loss(view).sum(), list(chosen.values()), allow_unused=True)
+            torch.autograd.grad(step.loss(row).sum(), list(chosen.values()), allow_unused=True)
 
-        actor.flops.measure(kind, view.encoded().tokens, dry)
-        view.rewind()
+        actor.flops.measure(kind, row.encoded().tokens, dry)
     for view in views:
         actor.flops.book(kind, view.encoded().tokens)
 

@@ -70,13 +70,13 @@ Penalty: TypeAlias = Callable[[Mapping[str, Tensor], Tensors], Tensor]
 class Optim:
     """AdamW for one step of a phase.
 
-    lr: learning rate. lr_of: (keys, learning rate) pairs that override it, first match first. moments: whether Adam's
+    lr: learning rate. lr_scale: (keys, factor of lr) pairs, first match first. moments: whether Adam's
     moments survive to the client's next round. clip: largest gradient norm over the step's params; 0 is off.
     schedule: `constant`, or `linear` / `cosine` to zero over the run's total steps after `warmup` steps.
     """
 
     lr: float
-    lr_of: tuple[tuple[Keys, float], ...] = ()
+    lr_scale: tuple[tuple[Keys, float], ...] = ()
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -88,9 +88,9 @@ class Optim:
     first_step: int = 0
 
     def rate(self, key: str) -> float:
-        for keys, lr in self.lr_of:
+        for keys, factor in self.lr_scale:
             if key in keys:
-                return lr
+                return self.lr * factor
         return self.lr
 
 

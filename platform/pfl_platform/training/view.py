@@ -63,10 +63,6 @@ class BatchView:
             self._encoded[chosen] = to_device(backbone.codec.encode(self.samples), backbone.device)
         return self._encoded[chosen]
 
-    def rewind(self) -> None:
-        """Forgets how many forwards were made, so that a dry run leaves the addresses of the real one alone."""
-        self._forwards = 0
-
     def forward(
         self, mix: Mix, *, grad: bool = True, train: bool = True, taps: Sequence[str] = (), backbone: str | None = None
     ) -> Output:

@@ -45,9 +45,9 @@ class AverageConfig(BaseModel):
 def pfl_make_objective(name: str, options: Mapping[str, Any]) -> Objective | None:
     if name != "fedit":
         return None
+    Config(**options)
     from pfl_plugins.fedit.components import FedIT
 
-    Config(**options)
     return FedIT()
 
 
@@ -55,6 +55,7 @@ def pfl_make_objective(name: str, options: Mapping[str, Any]) -> Objective | Non
 def pfl_make_aggregator(name: str, options: Mapping[str, Any]) -> Aggregator | None:
     if name != "fedavg":
         return None
+    config = AverageConfig(**options)
     from pfl_plugins.fedit.components import FedAvg
 
-    return FedAvg(AverageConfig(**options))
+    return FedAvg(config)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pfl_platform.errors import UserError, nearest
-from pfl_plugins.pqlora.layer import orthonormal
+from pfl_plugins.pqlora.tuner.layer import orthonormal
 
 __all__ = [
     "CanonicalPair",

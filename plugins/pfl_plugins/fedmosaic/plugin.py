@@ -106,15 +106,17 @@ class RelaConfig(Options):
 def pfl_make_objective(name: str, options: Mapping[str, Any]) -> Objective | None:
     if name != "fedmosaic":
         return None
+    config = Config(**options)
     from pfl_plugins.fedmosaic.objective import FedMosaic
 
-    return FedMosaic(Config(**options))
+    return FedMosaic(config)
 
 
 @hookimpl
 def pfl_make_aggregator(name: str, options: Mapping[str, Any]) -> Aggregator | None:
     if name != "rela":
         return None
+    config = RelaConfig(**options)
     from pfl_plugins.fedmosaic.rela import Rela
 
-    return Rela(RelaConfig(**options))
+    return Rela(config)

@@ -43,6 +43,7 @@ def chosen(linears: Sequence[str], targets: Sequence[str]) -> list[str]:
 def pfl_make_adapter(name: str, options: Mapping[str, Any]) -> AdapterType | None:
     if name != "lora":
         return None
+    config = Config(**options)
     from pfl_plugins.lora.adapter import Lora
 
-    return Lora(Config(**options))
+    return Lora(config)

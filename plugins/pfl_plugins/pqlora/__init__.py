@@ -1,15 +1,1 @@
-"""PQ-LoRA as a peft tuner: importing this package makes `peft` know the method `PQLORA`.
-
-Whoever loads a saved PQ-LoRA adapter imports this package first; everything else is plain peft.
-"""
-
-from __future__ import annotations
-
-from pfl_plugins.pqlora.config import PQLoraConfig
-from pfl_plugins.pqlora.layer import PQLinear, orthonormal
-from pfl_plugins.pqlora.model import PQLoraModel, register
-from pfl_plugins.pqlora.placement import pq_layers
-
-register()
-
-__all__ = ["PQLinear", "PQLoraConfig", "PQLoraModel", "orthonormal", "pq_layers", "register"]
+"""PQ-LoRA (FedMosaic, ICLR 2026): an adapter type, and a peft tuner in `pfl_plugins.pqlora.tuner`."""

@@ -31,6 +31,7 @@ class Config(LoraOptions):
 def pfl_make_adapter(name: str, options: Mapping[str, Any]) -> AdapterType | None:
     if name != "pqlora":
         return None
+    config = Config(**options)
     from pfl_plugins.pqlora.adapter import PQLora
 
-    return PQLora(Config(**options))
+    return PQLora(config)

@@ -27,9 +27,9 @@ class Config(BaseModel):
 def pfl_make_objective(name: str, options: Mapping[str, Any]) -> Objective | None:
     if name != "sft":
         return None
+    Config(**options)
     from pfl_plugins.sft.objective import Sft
 
-    Config(**options)
     return Sft()
 
 
@@ -37,7 +37,7 @@ def pfl_make_objective(name: str, options: Mapping[str, Any]) -> Objective | Non
 def pfl_make_aggregator(name: str, options: Mapping[str, Any]) -> Aggregator | None:
     if name != "none":
         return None
+    Config(**options)
     from pfl_plugins.sft.objective import NoExchange
 
-    Config(**options)
     return NoExchange()

@@ -10,8 +10,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, register_peft_method
 from torch import nn
 
-from pfl_plugins.pqlora.config import NAME, PQLoraConfig, peft_type
-from pfl_plugins.pqlora.layer import PQLinear
+from pfl_plugins.pqlora.tuner.config import NAME, PQLoraConfig, peft_type
+from pfl_plugins.pqlora.tuner.layer import PQLinear
 
 
 class PQLoraModel(BaseTuner):

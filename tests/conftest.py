@@ -1,0 +1,103 @@
+"""What all tests share. Nothing here is imported by name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from pfl_platform import plugins
+
+# Before torch is imported anywhere: results are compared bit for bit, and workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may fetch anything
+
+# The same examples every time, and no verdict by the clock of a busy machine.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+collect_ignore = ["third_party"]  # a package of its own, tested as an installed wheel
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the source tree."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of the real data slices: `PFL_DATA`, or `../shared/data` beside the checkout."""
+    folder = Path(os.environ.get("PFL_DATA") or CHECKOUT.parent / "shared" / "data")
+    folder = folder if folder.is_absolute() else CHECKOUT / folder
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} does not exist (name its folder with PFL_DATA)")
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs `pfl-platform ...` as a process of its own, in an empty folder unless `cwd` says where."""
+
+    def run(
+        *words: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", "import sys; from pfl_platform.cli import main; sys.exit(main())", *map(str, words)],
+            cwd=cwd or tmp_path,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Puts a package on the path as if pip had installed it: metadata, entry points, files.
+
+    `publish("name", {"adapters": {"x": "module"}}, {"module.py": "..."})` returns the folder, for the PYTHONPATH of
+    a process."""
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def install(
+        name: str, entry_points: Mapping[str, Mapping[str, str]], files: Mapping[str, str], version: str = "1.0"
+    ) -> Path:
+        metadata = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
+        lines = []
+        for group, entries in entry_points.items():
+            lines += [f"[pfl_platform.{group}]", *(f"{key} = {value}" for key, value in entries.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for path, text in files.items():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            (site / path).write_text(text, encoding="utf-8")
+        importlib.invalidate_caches()
+        plugins._announced.cache_clear()
+        return site
+
+    monkeypatch.syspath_prepend(str(site))
+    known = set(sys.modules)
+    yield install
+    for module in set(sys.modules) - known:
+        if str(getattr(sys.modules[module], "__file__", None) or "").startswith(str(site)):
+            del sys.modules[module]
+    plugins._announced.cache_clear()

@@ -1,0 +1,1 @@
+"""Coordinate-wise median and trimmed mean for pfl-platform."""
