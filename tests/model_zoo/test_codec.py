@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pfl_model_zoo.cards import find
 from pfl_model_zoo.chat import render
 from pfl_model_zoo.codec import ChatCodec
 from pfl_model_zoo.families import models
@@ -21,7 +22,13 @@ from pfl_platform.data import FilePicture, Sample, Turn
 from pfl_platform.errors import UserError
 
 Ask = Callable[..., Sample]
-IMAGE_TOKENS = 16  # (32 / 8) squared
+
+
+def patches(backbone: Backbone) -> int:
+    """Image tokens of a picture, from the card: the tower cuts each side into patches."""
+    vision = find(backbone.name).config["vision_config"]
+    per_side: int = vision["image_size"] // vision["patch_size"]
+    return per_side * per_side
 
 
 def codec_of(backbone: Backbone) -> ChatCodec:
@@ -154,7 +161,7 @@ def test_each_mark_becomes_its_pictures_tokens_in_order(llava: Backbone, ask: As
     encoded = llava.codec.encode(samples)
     image = codec_of(llava).specials.image
     counts = (encoded.inputs["input_ids"] == image).sum(1).tolist()
-    assert counts == [2 * IMAGE_TOKENS, IMAGE_TOKENS]
+    assert counts == [2 * patches(llava), patches(llava)]
     pixels = encoded.inputs["pixel_values"]
     assert pixels.shape == (3, 3, 32, 32)
     assert pixels.dtype == torch.float32
@@ -209,12 +216,12 @@ def test_long_rows_lose_the_left_of_the_prompt(llava: Backbone, ask: Ask) -> Non
     encoded = short.encode([sample])
     ids = encoded.inputs["input_ids"][0]
     assert len(ids) == 40
-    assert int((ids == codec.specials.image).sum()) == IMAGE_TOKENS
+    assert int((ids == codec.specials.image).sum()) == patches(llava)
     whole = codec.encode([sample])
     assert ids[-10:].tolist() == whole.inputs["input_ids"][0][-10:].tolist()
     learned = short.decode([label for label in encoded.labels[0].tolist() if label != IGNORE])
     assert learned == "dark red"
-    tighter = ChatCodec("tighter", codec.tokenizer, codec.specials, codec.reader, max_length=12)
+    tighter = ChatCodec("tighter", codec.tokenizer, codec.specials, codec.reader, max_length=8)
     with pytest.raises(UserError, match="raise the backbone option max_length"):
         tighter.encode([sample])
 

@@ -26,7 +26,8 @@ from pfl_platform.store.run_folder import RunFolder
 import torch
 out, clients, backbone, method = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 manager = PluginManager()
-sets = [f"benchmark.options.num_clients={clients}", f"benchmark.options.backbones={backbone}", "rounds=2", "local_steps=3",
+sets = [f"benchmark.options.num_clients={clients}", f"benchmark.options.backbones={backbone}",
+        "rounds=2", "local_steps=3",
         "evaluation.others=false", "evaluation.items=2", "evaluation.every=2", "engine.threads=1", "adapter.r=16",
         "benchmark.options.train_size=8"]
 session.run(Resolver(manager).resolve(Request(method=method, sets=sets)), out, quiet=True, plugins=manager)

@@ -6,6 +6,7 @@ server state come in as arguments and go out as results.
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import AdapterType, Keys, Mix, MixFactory, Slot, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Benchmark, ClientData, Sample
+from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import InferenceRecipe
 from pfl_platform.federation.tasks import Address, Program, Share, Store
 from pfl_platform.training.surfaces import Optim, Phase, Source, Statistic
@@ -64,6 +66,12 @@ class Federation:
         return self.config.seed
 
     @property
+    def salt(self) -> dict[str, str]:
+        """Names all settings; part of every task's hash, so that outcomes of other settings are never taken for
+        these."""
+        return {"config": hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()}
+
+    @property
     def backbones(self) -> tuple[str, ...]:
         """Names in use, smallest first (by params, then by name)."""
         names = sorted(set(self.backbone_of.values()))
@@ -101,10 +109,6 @@ class Component:
     def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:
         """Tasks before round 0. Returns replacements for `fed.frozen` (backbone -> address), usually none."""
         yield from ()
-        return {}
-
-    def describe(self) -> Mapping[str, Any]:
-        """The options as JSON; pinned in the run."""
         return {}
 
 
@@ -235,5 +239,10 @@ def combine(tensors: Iterable[Tensors], weights: Sequence[float]) -> dict[str, T
             dtypes = {key: value.dtype for key, value in item.items()}
             sums = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in item.items()}
         for key, total in sums.items():
+            if item[key].shape != total.shape:
+                raise UserError(
+                    f"'{key}' has shape {tuple(total.shape)} at one client and {tuple(item[key].shape)} at another; "
+                    "clients whose params are combined need the same rank."
+                )
             total.add_(item[key].to(torch.float64), alpha=float(weight))
     return {key: total.to(dtypes[key]) for key, total in sums.items()}

@@ -100,7 +100,7 @@ def baseline(fed: Federation) -> Program[Mapping[str, Outcome]]:
     for name in fed.backbones:
         owners = [client for client in fed.clients if fed.backbone_of[client.client_id] == name]
         cells = cells_for(fed, None) if fed.config.evaluation.others else sum((own_cells(c) for c in owners), ())
-        tasks.append(Task(f"backbone {name}", "baseline", 0, name, score=cells, recipe=recipe))
+        tasks.append(Task(f"backbone {name}", "baseline", 0, name, score=cells, recipe=recipe, salt=fed.salt))
     return (yield tasks)
 
 
@@ -158,7 +158,6 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
     strangers = undeclared(list(reply), parts.objective.down)
     if strangers:
         raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
-    seed = fed.seed
     due = evaluated(fed, round_index)
     return Task(
         actor=name,
@@ -177,7 +176,7 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         score=cells_due(fed, client, round_index) if due else (),
         recipe=parts.recipe() if due else None,
         num_examples=client.num_examples,
-        salt={"seed": seed},
+        salt=fed.salt,
     )
 
 
@@ -196,6 +195,7 @@ def score_task(
         frozen=fed.frozen.get(backbone),
         score=cells_due(fed, client, round_index),
         recipe=parts.recipe(),
+        salt=fed.salt,
     )
 
 

@@ -228,7 +228,7 @@ class _Run:
         with self.folder.exporting(client_id) as target:
             if not save_personal(host, recipe.passes[0], target):
                 (target / "README.md").write_text(
-                    "This client's model is no single adapter: its mix depends on the input, or it is the bare backbone.\n",
+                    "No single adapter: the mix depends on the input, or it is the bare backbone.\n",
                     encoding="utf-8",
                 )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -71,9 +70,6 @@ class FedAvg(Aggregator):
 
     def __init__(self, config: AverageConfig) -> None:
         self.config = config
-
-    def describe(self) -> Mapping[str, Any]:
-        return self.config.model_dump()
 
     @property
     def needs(self) -> Needs:

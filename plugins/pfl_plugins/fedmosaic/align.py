@@ -90,7 +90,7 @@ def _task(
         phases=(phase,) if options.a == "l2" else (),
         statistics=() if options.b == "random" else (AlignB(options, matched, second, second.steps()),),
         others=(pivot,),
-        salt={"options": options.model_dump(), "pivot": pivot, "public": len(samples)},
+        salt={**fed.salt, "pivot": pivot, "public": str(len(samples))},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -25,9 +24,6 @@ class FedMosaic(Objective):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-
-    def describe(self) -> Mapping[str, Any]:
-        return self.config.model_dump()
 
     @property
     def slots(self) -> tuple[Slot, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +28,6 @@ class Rela(Aggregator):
         return Needs(
             consumes=("local", "rela") if self.config.weights == "relevance" else ("local",), replies=("global",)
         )
-
-    def describe(self) -> Mapping[str, Any]:
-        return self.config.model_dump()
 
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
         yield from ()
