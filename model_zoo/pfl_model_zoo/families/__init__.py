@@ -1,0 +1,15 @@
+"""Backbone families: how weights of one kind become a `Backbone`."""
+
+from __future__ import annotations
+
+from pfl_model_zoo.cards import ZooCard
+from pfl_model_zoo.families import llava, text
+from pfl_model_zoo.options import LoadOptions
+from pfl_platform.backbones import Backbone
+
+FAMILIES = {"llava": llava.load, "text": text.load}
+
+
+def load(card: ZooCard, options: LoadOptions) -> Backbone:
+    """Loads a card's backbone: frozen, in evaluation mode, on the device and in the precision of the options."""
+    return FAMILIES[card.family](card, options)

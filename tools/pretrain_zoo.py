@@ -1,0 +1,244 @@
+"""Pretrains the tiny backbones of the model zoo, through the platform's one training loop.
+
+    python tools/zoo_tokenizers.py
+    python tools/pretrain_zoo.py --only tiny-llava-llama-s
+
+Weights start at random from `--seed`, see questions of the synthetic corpus that are never repeated, and are written as
+fp16 safetensors with their configuration and tokenizer; what was measured on held-out questions goes into the card.
+The same command gives the same weights on the same machine; training uses one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pfl_benchmarks.drake_synth.corpus import Corpus, TextCorpus, draw, form_for
+from pfl_benchmarks.drake_synth.dice import Dice
+from pfl_benchmarks.drake_synth.families import FAMILIES
+from pfl_benchmarks.drake_synth.render import asked, placed, sample_of
+from pfl_benchmarks.drake_synth.stories import MAKERS
+from pfl_benchmarks.drake_synth.words import PLAIN
+from pfl_model_zoo.cards import CARDS, PACKAGE, ZooCard, all_cards
+from pfl_model_zoo.families import load
+from pfl_model_zoo.options import LoadOptions
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import Keys, Tensors
+from pfl_platform.backbones import IGNORE, Backbone
+from pfl_platform.data import Sample, Turn
+from pfl_platform.rng import numpy_rng, torch_rng
+from pfl_platform.training.driver import TorchDriver
+from pfl_platform.training.loop import Actor, train
+from pfl_platform.training.losses import answers_under
+from pfl_platform.training.surfaces import OpenSource, Optim, Phase, Source, Step
+from zoo_lessons import Lessons
+
+BATCH = 32
+BUCKET = 8
+"""Batches that are drawn together and sorted by the number of pictures, so that rows need little padding."""
+
+
+@dataclass(frozen=True)
+class Curriculum(Source):
+    """Lessons alone for `lessons` steps, then questions with a tenth of lessons; nothing is shown twice."""
+
+    questions: Corpus | TextCorpus
+    lessons: int
+    batch_size: int = BATCH
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"corpus": type(self.questions).__name__, "seed": self.questions.seed, "lessons": self.lessons}
+
+    def open(self, private: Tensors) -> OpenSource:
+        return OpenCurriculum(self)
+
+
+class OpenCurriculum:
+    """Draws `BUCKET` batches at a time; they are of like length within and in random order among themselves."""
+
+    def __init__(self, source: Curriculum) -> None:
+        self._source = source
+        self._lessons = Lessons(source.questions.seed)
+        self._waiting: list[list[Sample]] = []
+
+    def batch(self, step: int) -> Sequence[Sample]:
+        bucket, position = divmod(step, BUCKET)
+        if position == 0:
+            source, seed = self._source, self._source.questions.seed
+            size, begin = source.batch_size, step * source.batch_size
+            share = 1.0 if step < source.lessons else 0.1 if source.lessons else 0.0
+            rng = numpy_rng(seed, "curriculum", bucket)
+            teach = rng.random(BUCKET * size) < share
+            corpora = [self._lessons if lesson else source.questions for lesson in teach]
+            drawn = [corpus.sample(begin + index) for index, corpus in enumerate(corpora)]
+            drawn.sort(key=length)
+            self._waiting = [drawn[int(k) * size : (int(k) + 1) * size] for k in rng.permutation(BUCKET)]
+        return self._waiting[position]
+
+    def private(self) -> Tensors:
+        return {}
+
+
+def length(sample: Sample) -> tuple[int, int]:
+    """Sorts samples by how long their rows will be."""
+    return len(sample.pictures), sum(len(turn.human) + len(turn.answer) for turn in sample.turns)
+
+
+def skills(modality: str, count: int) -> dict[str, list[Sample]]:
+    """Held-out questions by skill: `count` each, with picture layouts that no pretraining picture has."""
+    if modality == "text":
+        exchanges = {maker.__name__.strip("_"): maker for maker in MAKERS}
+        return {
+            name: [
+                Sample(f"{name}-{index}", (Turn(exchange.prompt, exchange.answer),))
+                for index in range(count)
+                for exchange in [maker(Dice("held out", name, index))]
+            ]
+            for name, maker in exchanges.items()
+        }
+    found: dict[str, list[Sample]] = {}
+    for name, family in FAMILIES.items():
+        found[name] = []
+        for index in range(count):
+            dice = Dice("held out", name, index)
+            puzzle = draw(family, PLAIN, dice)
+            text = asked(puzzle, form_for(puzzle, dice), dice, 2 + dice.below(3))
+            scenes = [placed(objects, dice, "validation") for objects in puzzle.scenes]
+            found[name].append(sample_of(f"{name}-{index}", text, scenes))
+    return found
+
+
+def accuracy(backbone: Backbone, samples: Sequence[Sample]) -> float:
+    """Percentage of samples whose answer is exactly what greedy generation gives.
+
+    Greedy generation gives an answer exactly when each of its tokens, and the end token, is the most likely one after
+    the right ones before it; so one forward pass per batch is enough.
+    """
+    right = 0
+    for start in range(0, len(samples), 50):
+        encoded = backbone.codec.encode(samples[start : start + 50])
+        with torch.no_grad():
+            guesses = backbone.model(**encoded.inputs, use_cache=False).logits[:, :-1].argmax(-1)
+        labels = encoded.labels[:, 1:]
+        right += int(((guesses == labels) | (labels == IGNORE)).all(dim=1).sum())
+    return 100.0 * right / len(samples)
+
+
+def measure(backbone: Backbone, count: int) -> dict[str, float]:
+    """Accuracy per skill and their mean, in per cent."""
+    found = {name: accuracy(backbone, items) for name, items in skills(backbone.card.modality, count).items()}
+    return {
+        "mean": round(sum(found.values()) / len(found), 1),
+        **{name: round(value, 1) for name, value in found.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How one backbone is pretrained: steps, how many of them see lessons only, largest learning rate, warm-up steps,
+    and the seed of everything."""
+
+    steps: int
+    lessons: int
+    lr: float
+    warmup: int
+    seed: int
+
+
+def pretrain(backbone: Backbone, budget: Budget, every: int) -> float:
+    """Trains all weights of a backbone in place; prints progress each `every` steps. Returns the last mean loss."""
+    host = Host(backbone, whole=True)
+    corpus = TextCorpus(budget.seed) if backbone.card.modality == "text" else Corpus(budget.seed)
+    optim = Optim(
+        budget.lr,
+        schedule="cosine",
+        warmup=budget.warmup,
+        total_steps=budget.steps,
+        clip=1.0,
+        moments="reset",
+        betas=(0.9, 0.99),
+    )
+    step = Step(Keys("backbone/*"), answers_under({}), optim)
+    lessons = 0 if backbone.card.modality == "text" else budget.lessons
+    phase = Phase("pretraining", (step,), budget.steps, Curriculum(corpus, lessons))
+    actor = Actor(
+        name=backbone.name,
+        backbone=backbone.name,
+        hosts=lambda _: host,
+        rng=lambda *parts: torch_rng(budget.seed, "pretraining", *parts),
+        driver=TorchDriver(),
+    )
+    recent: list[float] = []
+    begun = time.perf_counter()
+
+    def observe(index: int, amount: int, loss: float) -> None:
+        recent.append(loss)
+        if (index + 1) % every == 0 or index + 1 == amount:
+            last = sum(recent[-every:]) / len(recent[-every:])
+            report = measure(backbone, 50) if (index + 1) % (5 * every) == 0 else {}
+            seconds = time.perf_counter() - begun
+            print(f"{backbone.name} step {index + 1}/{amount} loss {last:.4f} {seconds:.0f} s {report}", flush=True)
+
+    train(actor, [phase], observe=observe)
+    backbone.model.requires_grad_(False)
+    return sum(recent[-every:]) / len(recent[-every:])
+
+
+def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str, float], cards: Path) -> None:
+    """Weights in fp16, configuration and tokenizer into `folder`; numbers into the card."""
+    from pfl_model_zoo.families.models import read_tokenizer
+
+    tokenizer = read_tokenizer(PACKAGE / card.tokenizer, card.name)
+    model: Any = backbone.model.half()
+    for part in (model.config, getattr(model.config, "text_config", model.config)):
+        part.bos_token_id, part.eos_token_id, part.pad_token_id = (
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+        )
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    path = cards / f"{card.name}.yaml"
+    fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    fields["measured"] = dict(measured)
+    path.write_text(yaml.safe_dump(fields, sort_keys=False, width=118, allow_unicode=True), encoding="utf-8")
+
+
+BUDGETS: Mapping[str, Budget] = {
+    name: Budget(6000, 2000, 2e-3, 200, 0) for name, card in all_cards().items() if card.bundled
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=sorted(BUDGETS), help="a backbone; all when left out")
+    parser.add_argument("--steps", type=int, help="instead of the backbone's own budget")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--every", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=PACKAGE / "weights")
+    parser.add_argument("--cards", type=Path, default=CARDS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in chosen.only or sorted(BUDGETS):
+        card, budget = all_cards()[name], BUDGETS[name]
+        budget = Budget(
+            chosen.steps or budget.steps, budget.lessons, chosen.lr or budget.lr, budget.warmup, budget.seed
+        )
+        backbone = load(card, LoadOptions(init=budget.seed))
+        begun = time.perf_counter()
+        loss = pretrain(backbone, budget, chosen.every)
+        seconds = time.perf_counter() - begun
+        measured = {"steps": budget.steps, "seconds": round(seconds), "loss": round(loss, 4), **measure(backbone, 200)}
+        write(backbone, card, chosen.out / name, measured, chosen.cards)
+        print(name, measured, flush=True)
+
+
+if __name__ == "__main__":
+    main()
