@@ -212,7 +212,12 @@ def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str
 
 
 BUDGETS: Mapping[str, Budget] = {
-    name: Budget(6000, 2000, 2e-3, 200, 0) for name, card in all_cards().items() if card.bundled
+    "tiny-llava-llama-s": Budget(6000, 2000, 2e-3, 200, 0),
+    "tiny-llava-llama-m": Budget(3600, 1800, 2e-3, 200, 0),
+    "tiny-llava-qwen-s": Budget(6000, 2000, 2e-3, 200, 0),
+    "tiny-llava-qwen-m": Budget(3600, 1800, 2e-3, 200, 0),
+    "tiny-llama-s": Budget(2400, 0, 2e-3, 200, 0),
+    "tiny-llama-m": Budget(2000, 0, 2e-3, 200, 0),
 }
 
 
