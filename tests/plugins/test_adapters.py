@@ -19,9 +19,9 @@ from pfl_platform.errors import UserError
 from pfl_plugins.fedmosaic.equations import mix, pq_forward
 from pfl_plugins.fedmosaic.gate import InputGate, ScalarGate
 from pfl_plugins.lora.adapter import Lora
-from pfl_plugins.lora.plugin import Config as LoraOptions
+from pfl_plugins.lora.config import Config as LoraOptions
 from pfl_plugins.pqlora.adapter import PQLora
-from pfl_plugins.pqlora.plugin import Config as PQOptions
+from pfl_plugins.pqlora.config import Config as PQOptions
 
 SLOTS = (Slot("local"), Slot("global"))
 

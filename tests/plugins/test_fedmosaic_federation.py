@@ -23,8 +23,8 @@ from pfl_platform.recipes import Request, Resolver
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.testing.bench import samples
 from pfl_platform.training.view import BatchView
+from pfl_plugins.fedmosaic.config import Config, RelaConfig
 from pfl_plugins.fedmosaic.equations import upload_values
-from pfl_plugins.fedmosaic.plugin import Config, RelaConfig
 from pfl_plugins.fedmosaic.rela import Rela
 from pfl_plugins.fedmosaic.relevance import EMA, SKETCH, ClientGradient, projected
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pfl_benchmarks.sni.instances import SniTask, read_task, sample_of
-from pfl_benchmarks.sni.plugin import NAME, SniOptions
+from pfl_benchmarks.sni.options import NAME, SniOptions
 from pfl_platform.data import ClientData, FixedBenchmark, Sample, TaskData
 from pfl_platform.errors import UserError, nearest
 

@@ -22,7 +22,7 @@ from pfl_platform.federation.components import (
 from pfl_platform.federation.tasks import Address, Program, Share
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Step
-from pfl_plugins.fedit.plugin import AverageConfig
+from pfl_plugins.fedit.config import AverageConfig
 
 SLOT = "global"
 

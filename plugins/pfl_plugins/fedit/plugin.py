@@ -15,30 +15,13 @@ params that mean the same in every backbone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from pfl_platform.hookspecs import hookimpl
+from pfl_plugins.fedit.config import AverageConfig, Config
 
 if TYPE_CHECKING:
     from pfl_platform.federation.components import Aggregator, Objective
-
-
-class Config(BaseModel):
-    """FedIT's objective has no options of its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AverageConfig(BaseModel):
-    """Options of the aggregator `fedavg`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weighting: Literal["examples", "uniform"] = Field(
-        "examples", description="a client's weight: its number of training examples, or 1"
-    )
 
 
 @hookimpl

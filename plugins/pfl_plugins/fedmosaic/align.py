@@ -26,7 +26,7 @@ from pfl_platform.federation.tasks import Address, Program, Task
 from pfl_platform.training.streams import Epochs
 from pfl_platform.training.surfaces import Optim, Output, Phase, Source, Statistic, Step, View
 from pfl_plugins.fedmosaic.alignment import Covariances, a_distances, a_penalty, align_b, polar
-from pfl_plugins.fedmosaic.plugin import Alignment
+from pfl_plugins.fedmosaic.config import Alignment
 from pfl_plugins.fedmosaic.spans import MatchPlan, only
 
 PIVOT = "pivot"

@@ -12,8 +12,8 @@ from pfl_platform.federation.tasks import Address, Program, Share
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Statistic, Step
 from pfl_plugins.fedmosaic.align import align
+from pfl_plugins.fedmosaic.config import Config
 from pfl_plugins.fedmosaic.gate import InputGate, ScalarGate
-from pfl_plugins.fedmosaic.plugin import Config
 from pfl_plugins.fedmosaic.relevance import OWN_SKETCH, SKETCH, ClientGradient
 
 GATE = "gate"

@@ -11,8 +11,8 @@ from pfl_platform.adapters.surfaces import Keys, renamed, shared
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Updates, combine
 from pfl_platform.federation.tasks import Program
+from pfl_plugins.fedmosaic.config import RelaConfig
 from pfl_plugins.fedmosaic.equations import cosine_matrix, relevance_weights, renormalised
-from pfl_plugins.fedmosaic.plugin import RelaConfig
 from pfl_plugins.fedmosaic.relevance import OWN_SKETCH, SKETCH
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pfl_platform.adapters.surfaces import SlotLayer, Tensors
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.surfaces import Statistic, View
+from pfl_plugins.fedmosaic.config import Config
 from pfl_plugins.fedmosaic.equations import ema, kept_coordinates, kept_rows, sanitise
-from pfl_plugins.fedmosaic.plugin import Config
 from pfl_plugins.fedmosaic.sketch import last_layer_gradient
 
 SKETCH = "rela/gradient"

@@ -14,8 +14,8 @@ from pfl_platform.adapters.surfaces import AdapterType, Control, Keys, Site, Slo
 from pfl_platform.backbones import Backbone
 from pfl_platform.errors import UserError
 from pfl_platform.rng import torch_rng
+from pfl_plugins.lora.config import Config, chosen
 from pfl_plugins.lora.layer import LoraSlots
-from pfl_plugins.lora.plugin import Config, chosen
 
 
 def linear_sites(backbone: Backbone, linears: Sequence[str], blocks: Sequence[int]) -> tuple[Site, ...]:

@@ -13,9 +13,9 @@ from pfl_platform.adapters.surfaces import AdapterType, Control, Keys, Site, Slo
 from pfl_platform.backbones import Backbone
 from pfl_platform.rng import torch_rng
 from pfl_plugins.lora.adapter import check_rank, initial_lora, inject, install_lora, linear_sites, replace_module
-from pfl_plugins.lora.plugin import chosen
+from pfl_plugins.lora.config import chosen
+from pfl_plugins.pqlora.config import Config
 from pfl_plugins.pqlora.placement import pq_layers
-from pfl_plugins.pqlora.plugin import Config
 from pfl_plugins.pqlora.slots import PQSlots
 from pfl_plugins.pqlora.tuner import PQLoraConfig
 from pfl_plugins.pqlora.tuner.layer import orthonormal

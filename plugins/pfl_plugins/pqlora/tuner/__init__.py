@@ -5,10 +5,10 @@ Whoever loads a saved PQ-LoRA adapter imports this package first; everything els
 
 from __future__ import annotations
 
+from pfl_plugins.pqlora.placement import pq_layers
 from pfl_plugins.pqlora.tuner.config import PQLoraConfig
 from pfl_plugins.pqlora.tuner.layer import PQLinear, orthonormal
 from pfl_plugins.pqlora.tuner.model import PQLoraModel, register
-from pfl_plugins.pqlora.placement import pq_layers
 
 register()
 
