@@ -571,8 +571,8 @@ def test_options_change_what_they_say() -> None:
 def test_defaults_are_run_settings(benchmark: FixedBenchmark) -> None:
     assert benchmark.defaults["rounds"] == 20
     assert benchmark.defaults["local_steps"] == 100
-    assert benchmark.defaults["training"] == {"batch_size": 4}
-    assert benchmark.defaults["evaluation"] == {"every": 5}
+    assert benchmark.defaults["training"]["batch_size"] == 4
+    assert benchmark.defaults["evaluation"]["every"] == 5
 
 
 def test_lazy_samples_behave_like_a_list(benchmark: FixedBenchmark) -> None:

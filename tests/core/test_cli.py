@@ -332,6 +332,11 @@ sys.exit(main(["run", "--plugin", "sft", "--out", "stopped"]))
 """
 
 
+def heed_ctrl_c() -> None:
+    """A test run in the background hands SIGINT down as ignored; a user's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "begun", "sentence"),
     [
@@ -349,7 +354,13 @@ sys.exit(main(["run", "--plugin", "sft", "--out", "stopped"]))
 def test_signals(number: signal.Signals, code: int, begun: bool, sentence: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WAITS.format(begun=begun)]
     with subprocess.Popen(
-        command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+        command,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ),
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the child is Python with one thread
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
