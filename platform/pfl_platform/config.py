@@ -70,7 +70,7 @@ class Public(Section):
 class EngineOptions(Section):
     """Where tasks run and the numeric options that are pinned in a run."""
 
-    name: str = "inprocess"
+    name: Literal["inprocess"] = "inprocess"
     threads: int = Field(0, ge=0, description="torch threads, which change the last bits; 0: torch's own choice")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen backbones")
     device: str = Field("auto", description="auto: cuda when there is one, else cpu")

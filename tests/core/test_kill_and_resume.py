@@ -35,7 +35,7 @@ SETS = [
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-c", "from pfl_platform.cli import main; main()", *words]
+    return [sys.executable, "-c", "import sys; from pfl_platform.cli import main; sys.exit(main())", *words]
 
 
 def start(method: str, out: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -59,22 +59,26 @@ def left(out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_random_points(method: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PFL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    elsewhere = {**environment, "PFL_CACHE": str(tmp_path / "another cache")}  # so that alignment is killed, too
     begun = time.monotonic()
     whole = start(method, tmp_path / "whole", environment)
     output, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, output.decode()
     length = time.monotonic() - begun
     dice = random.Random(f"kill {method}")
-    process = start(method, tmp_path / "killed", environment)
+    hit = 0
+    process = start(method, tmp_path / "killed", elsewhere)
     for _ in range(2):
         wait_for_a_run(tmp_path / "killed", process)
         time.sleep(dice.uniform(0.0, 0.5) * length)
+        hit += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
         words = command("resume", str(tmp_path / "killed"), "--quiet")
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(words, env=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output.decode()
+    assert hit > 0, "no kill met a process that was still running"
     assert left(tmp_path / "killed") == left(tmp_path / "whole")
 
 

@@ -169,6 +169,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_clients_name(host: Host) -> No
         train(fresh(host), (phase([Step(LOCAL, broken, Optim(0.01))], 5),))
 
 
+def test_params_that_are_not_finite_stop_the_client(host: Host) -> None:
+    """sqrt has a finite value and an infinite slope at 0, so the loss alone does not show it."""
+
+    def treacherous(view: View) -> Tensor:
+        a, b = (view.params[f"local/layer0.self_attn.q_proj/{part}"] for part in "AB")
+        return (b * a.sum() * 0).sum().sqrt() + answer_loss(view.forward({"local": 1.0}))
+
+    with pytest.raises(RunStopped, match=r"of alice is not finite after phase 'p'"):
+        train(fresh(host), (phase([Step(LOCAL, treacherous, Optim(0.01))], 1),))
+
+
 def test_after_a_phase_its_params_can_be_replaced(host: Host) -> None:
     def zeros(params: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: torch.zeros_like(value) for key, value in params.items()}

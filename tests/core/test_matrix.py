@@ -174,8 +174,9 @@ def test_a_run_on_disk_is_reported_from_its_records() -> None:
         {"round_index": 1, "clients": {"a": entry({}, 6)}},
         {"round_index": 2, "clients": {"a": entry({"a:s": 30.0, "b:u": 8.0}), "b": entry({"b:u": 40.0, "a:s": 7.0})}},
     ]
+    before = {"a:s": 1.0, "b:u": 2.0}
     folder = SimpleNamespace(
-        rounds=lambda: rounds, read_prepare=lambda: {"baseline": {"tiny": {"a:s": 1.0, "b:u": 2.0}}, "frozen": {}}
+        rounds=lambda: rounds, read_prepare=lambda: {"baseline": {"a": before, "b": before}, "frozen": {}}
     )
     clients = [SimpleNamespace(client_id="b"), SimpleNamespace(client_id="a")]
     setup = SimpleNamespace(

@@ -25,6 +25,7 @@ from pfl_platform.testing.bench import samples
 from pfl_platform.training.view import BatchView
 from pfl_plugins.fedmosaic.config import Config, RelaConfig
 from pfl_plugins.fedmosaic.equations import upload_values
+from pfl_plugins.fedmosaic.objective import FedMosaic
 from pfl_plugins.fedmosaic.rela import Rela
 from pfl_plugins.fedmosaic.relevance import EMA, SKETCH, ClientGradient, projected
 
@@ -230,9 +231,12 @@ def test_replies_by_hand() -> None:
     e2 = 7.38905609893065
     assert found["a"]["global/block0.q/P"].item() == pytest.approx((3 * e2 + 3) / (2 * e2 + 1))
     assert found["c"]["global/block0.q/P"].item() == pytest.approx((1 + 2 + 3 * e2) / (2 + e2))
-    # Conventional layers: a and b weigh the same, so 1.5; c is alone on its backbone and gets its own.
+    # Conventional layers: a and b weigh the same, so 1.5; c is alone on its backbone, is sent none and takes its own.
     assert found["a"]["global/layer0.q/A"].tolist() == [[1.5, 1.5]]
-    assert found["c"]["global/layer0.q/A"].tolist() == [[3.0, 3.0, 3.0]]
+    assert set(found["c"]) == {"global/block0.q/P"}
+    own = torch.full((1, 3), 7.0)
+    state = FedMosaic(Config()).receive({"local/layer0.q/A": own, "global/layer0.q/A": 0 * own}, found["c"])
+    assert torch.equal(state["global/layer0.q/A"], own)
 
 
 def test_replies_without_self_and_with_uniform_weights() -> None:
@@ -240,7 +244,6 @@ def test_replies_without_self_and_with_uniform_weights() -> None:
     found = replies(RelaConfig(weights="uniform", include_self=False), fed, updates)
     assert found["a"]["global/block0.q/P"].item() == pytest.approx(2.5)  # (2 + 3) / 2
     assert found["a"]["global/layer0.q/A"].tolist() == [[2.0, 2.0]]  # b alone
-    assert found["c"]["global/layer0.q/A"].tolist() == [[3.0, 3.0, 3.0]]  # nobody else: its own
     found = replies(RelaConfig(weights="uniform"), fed, updates)
     assert all(reply["global/block0.q/P"].item() == pytest.approx(2.0) for reply in found.values())
 

@@ -23,6 +23,7 @@ from pfl_platform.data import Benchmark, Sample
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.federation.rounds import client_task, drive, prepare
 from pfl_platform.federation.setup import build
+from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
 from pfl_platform.rng import torch_rng
@@ -73,7 +74,11 @@ def loop_against_hand(backbone_name: str, steps: int, count: int) -> list[float]
     def platform() -> float:
         step = Step(adapter.trainable("local"), answers_under({"local": 1.0}), Optim(1e-4))
         phase = Phase("local", (step,), steps, stream)
-        actor = Actor("a", backbone_name, lambda _: host, lambda *parts: torch_rng(0, *parts), TorchDriver())
+        rng, meter = (
+            (lambda *parts: torch_rng(0, *parts)),
+            FlopMeter(),
+        )  # every real task counts FLOPs, so this one does
+        actor = Actor("a", backbone_name, lambda _: host, rng, TorchDriver(), flops=meter)
         begun = time.perf_counter()
         train(actor, (phase,))
         return time.perf_counter() - begun

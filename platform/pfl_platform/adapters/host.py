@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -64,6 +66,16 @@ class Host:
                 layer.mixes[mix] = module
                 for part, parameter in module.named_parameters():
                     self.params[f"{mix}/{name}/{part}"] = parameter
+
+    @cached_property
+    def linear_values(self) -> int:
+        """Numbers in the linear maps of the blocks and of the head: what a token is multiplied with. Embeddings are
+        only looked up, and a vision tower runs once per picture; neither counts here."""
+        backbone = self.backbone
+        modules = [backbone.module(f"{block}.{linear}") for block in backbone.blocks for linear in backbone.linears]
+        modules = [module.base if isinstance(module, SlotLayer) else module for module in modules]
+        modules.append(backbone.module(backbone.head))
+        return sum(int(cast(Tensor, module.weight).numel()) for module in modules)
 
     def load(self, tensors: Tensors) -> None:
         """Copies every tensor whose key is live; keys that are not (moments, counts) are left alone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -211,16 +211,6 @@ class AdapterType(ABC):
         self.sites(backbone)
 
 
-def split_key(key: str) -> tuple[str, str, str]:
-    """`slot/site/part` taken apart.
-
-    >>> split_key("local/layer0.self_attn.q_proj/A")
-    ('local', 'layer0.self_attn.q_proj', 'A')
-    """
-    slot, site, part = key.split("/")
-    return slot, site, part
-
-
 def renamed(tensors: Tensors, old: str, new: str) -> dict[str, Tensor]:
     """The keys of slot `old` under the slot name `new`, others left out.
 
@@ -228,8 +218,3 @@ def renamed(tensors: Tensors, old: str, new: str) -> dict[str, Tensor]:
     {'global/a/P': tensor([0.])}
     """
     return {new + key[len(old) :]: value for key, value in tensors.items() if key.startswith(old + "/")}
-
-
-def matching(keys: Iterable[str], share: Keys) -> list[str]:
-    """Sorted keys that a set of patterns covers."""
-    return sorted(key for key in keys if share.match(key))

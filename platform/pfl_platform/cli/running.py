@@ -22,6 +22,7 @@ from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
 from pfl_platform.settings import read
+from pfl_platform.store.atomic import write_atomic
 from pfl_platform.validation import explain
 
 Plan = dict[str, RunConfig]
@@ -100,7 +101,7 @@ def start(runs: Plan, out: Path | None, quiet: bool) -> None:
         _check(runs)
         folder.mkdir(parents=True, exist_ok=True)
         dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
-        (folder / PLAN_FILE).write_text(yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_atomic(folder / PLAN_FILE, [yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True).encode()])
     _carry_out(runs, folder, quiet)
 
 

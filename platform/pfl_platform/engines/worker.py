@@ -19,7 +19,7 @@ from pfl_platform.evaluation.surfaces import Cell, CellResult
 from pfl_platform.federation.tasks import Cost, Outcome, Share, Store, Task
 from pfl_platform.ledger.bytes import payload_bytes
 from pfl_platform.ledger.flops import training_flops
-from pfl_platform.ledger.memory import peak_memory
+from pfl_platform.ledger.memory import peak_memory, reset_peak
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import Driver, TorchDriver
@@ -58,6 +58,7 @@ class Worker:
     def execute(self, task: Task, observe: StepObserver | None = None) -> Outcome:
         begun = time.perf_counter()
         place, host = self.place, self.host(task.backbone)
+        reset_peak(host.backbone.device)
         host.load_frozen(task.frozen, place.store.get)
         state: dict[str, Tensor] = place.store.get(task.state) if task.state else {}
         inbox: Tensors = place.store.get(task.inbox) if task.inbox else {}
@@ -79,7 +80,7 @@ class Worker:
             train_seconds=done.seconds,
             steps=done.steps,
             flops=meter.total,
-            flops_formula=training_flops(host.backbone.card.num_params, done.trained_values, done.tokens),
+            flops_formula=training_flops(host.linear_values, done.trained_values, done.tokens),
             peak_memory=peak_memory(host.backbone.device),
             up_payload=payload_bytes(sent_tensors),
             up_wire=place.store.size(sent) if sent else 0,

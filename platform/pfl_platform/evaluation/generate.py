@@ -82,7 +82,9 @@ class Judge:
         results = []
         for number, (cell, _, _) in enumerate(cells):
             predictions = by_cell.get(number, [])
-            score = 100.0 * sum(item.score for item in predictions) / max(1, len(predictions))
+            if not predictions:
+                continue  # no items: not measured, which is not zero
+            score = 100.0 * sum(item.score for item in predictions) / len(predictions)
             results.append(CellResult(cell, score, predictions))
         return results
 

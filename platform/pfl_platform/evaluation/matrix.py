@@ -207,7 +207,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
         benchmark=setup.benchmark.name,
         backbones={client: setup.backbone_of[client] for client in clients},
         matrix={index: cells for index, cells in scored.items() if cells},
-        baseline={client: prepared.get("baseline", {}).get(setup.backbone_of[client], {}) for client in clients},
+        baseline={client: prepared.get("baseline", {}).get(client, {}) for client in clients},
         costs={
             client: total(record["clients"][client]["cost"] for record in rounds if client in record["clients"])
             for client in clients

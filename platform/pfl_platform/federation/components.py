@@ -106,6 +106,9 @@ class Component:
     def needs(self) -> Needs:
         return Needs()
 
+    def check(self, fed: Federation) -> None:
+        """Raises `UserError` for whatever can be known to be wrong before anything is written."""
+
     def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:
         """Tasks before round 0. Returns replacements for `fed.frozen` (backbone -> address), usually none."""
         yield from ()

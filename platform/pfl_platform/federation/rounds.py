@@ -30,6 +30,9 @@ from pfl_platform.training.surfaces import Optim
 
 T = TypeVar("T")
 
+OWN = "own tasks on "
+"""Prefix of the actor that scores a bare backbone on its clients' own cells."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -93,15 +96,31 @@ def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
     return Progress(states, server)
 
 
-def baseline(fed: Federation) -> Program[Mapping[str, Outcome]]:
-    """The bare backbones on every cell, before any training; one task per backbone."""
-    recipe = InferenceRecipe(({},))
+def baseline(fed: Federation) -> Program[dict[str, dict[str, float]]]:
+    """The bare backbones before any training. Returns client id -> cell key -> score.
+
+    Clients of a backbone share the work: one task for all their own cells, one for everybody's cells, each on the items
+    that the trained models will be scored on.
+    """
+    recipe, options = InferenceRecipe(({},)), fed.config.evaluation
     tasks = []
     for name in fed.backbones:
         owners = [client for client in fed.clients if fed.backbone_of[client.client_id] == name]
-        cells = cells_for(fed, None) if fed.config.evaluation.others else sum((own_cells(c) for c in owners), ())
-        tasks.append(Task(f"backbone {name}", "baseline", 0, name, score=cells, recipe=recipe, salt=fed.salt))
-    return (yield tasks)
+        own = tuple(cell for client in owners for cell in own_cells(client))
+        rest = cells_for(fed, None) if options.others else ()
+        if options.unseen:
+            rest += tuple(Cell("", task.name) for task in fed.benchmark.unseen)
+        tasks.append(Task(OWN + name, "baseline", 0, name, score=own, recipe=recipe, salt=fed.salt))
+        if rest:
+            tasks.append(Task(f"others {name}", "baseline", 0, name, score=rest, recipe=recipe, salt=fed.salt))
+    outcomes = yield tasks
+    scores: dict[str, dict[str, float]] = {}
+    for client in fed.clients:
+        name = fed.backbone_of[client.client_id]
+        others = outcomes[f"others {name}"].scores if f"others {name}" in outcomes else {}
+        mine = {cell.key: outcomes[OWN + name].scores.get(cell.key) for cell in own_cells(client)}
+        scores[client.client_id] = {**others, **{key: value for key, value in mine.items() if value is not None}}
+    return scores
 
 
 def one_round(fed: Federation, parts: Parts, progress: Progress, round_index: int) -> Program[RoundResult]:

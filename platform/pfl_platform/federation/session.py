@@ -28,6 +28,7 @@ from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Cost, Outcome, Task
 from pfl_platform.ledger.costs import total
 from pfl_platform.plugins import PluginManager
+from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.pins import pins_of
 from pfl_platform.store.run_folder import RunFolder
 
@@ -76,10 +77,11 @@ def pinned(config: RunConfig) -> RunConfig:
 
 def _pins(setup: Setup) -> dict[str, Any]:
     engine = setup.config.engine
+    others = setup.parts.objective.others(setup.federation(MemoryStore()))
     return pins_of(
         threads=engine.threads,
         benchmark=setup.benchmark.digest(),
-        backbones={name: setup.load(name).digest for name in set(setup.backbone_of.values())},
+        backbones={name: setup.load(name).digest for name in {*setup.backbone_of.values(), *others}},
         dtype=engine.dtype,
         device=setup.load(next(iter(setup.backbone_of.values()))).device.type,
     )
@@ -94,7 +96,7 @@ def _continue(setup: Setup, folder: RunFolder, manager: PluginManager, quiet: bo
         with _numerics(setup.config):
             try:
                 return _Run(setup, folder, observers).to_end()
-            except RunStopped as error:
+            except UserError as error:  # whatever is found only now, a truncated picture for example
                 _tell(observers, error)
                 raise RunStopped(
                     f"{error} Finished rounds are safe: go on with `pfl-platform resume {folder.path}`."
@@ -193,13 +195,13 @@ class _Run:
         known = self.folder.read_prepare()
         if known is None:
             progress = drive(prepare(fed, parts), engine)
-            scored = drive(baseline(fed), engine) if fed.config.evaluation.baseline else {}
+            start = drive(baseline(fed), engine) if fed.config.evaluation.baseline else {}
             known = {
                 "frozen": dict(fed.frozen),
                 "states": dict(progress.states),
                 "server": {"tensors": dict(progress.server.tensors), "meta": dict(progress.server.meta)},
                 "cost": total(self.books.taken()),
-                "baseline": {task.removeprefix("backbone "): dict(outcome.scores) for task, outcome in scored.items()},
+                "baseline": start,
             }
             self.folder.write_prepare(known)
         fed.frozen.update(known["frozen"])

@@ -5,6 +5,7 @@ Everything that can be wrong is found here, before anything is written.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,15 +17,16 @@ import torch
 from pfl_platform.adapters.surfaces import AdapterType
 from pfl_platform.backbones import Backbone
 from pfl_platform.config import Choice, RunConfig
-from pfl_platform.data import Benchmark, ClientData, Sample, TaskData
+from pfl_platform.data import Benchmark, FilePicture, Picture, Sample, TaskData
 from pfl_platform.engines.worker import Worker, Workplace
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.generate import Judge
 from pfl_platform.evaluation.surfaces import Cell, Metric
 from pfl_platform.federation.components import Federation
-from pfl_platform.federation.rounds import Parts
+from pfl_platform.federation.rounds import OWN, Parts
 from pfl_platform.federation.tasks import Share, Store
 from pfl_platform.plugins import PluginManager, default
+from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.run_folder import safe_name
 
 
@@ -70,7 +72,7 @@ class Setup:
     def _items(self, cell: Cell, task: TaskData, actor: str) -> Sequence[Sample]:
         options = self.config.evaluation
         items = task.test if options.split == "test" else task.validation
-        own = cell.owner == actor
+        own = cell.owner == actor or actor.startswith(OWN)
         limit = options.items if own or not options.items_others else options.items_others
         return items[:limit] if limit else items
 
@@ -104,14 +106,23 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
                 loaded[name] = plugins.make("backbone", name, backbone_options(config))
         return loaded[name]
 
+    # A backbone may be known by several names; it is loaded, and averaged, as one.
+    backbone_of = {client: load(name).name for client, name in backbone_of.items()}
     for name in sorted(set(backbone_of.values())):
+        loaded.setdefault(name, load(name))
         adapter.check(load(name))
-    check_modality(benchmark, backbone_of, load, parts)
+    check_modality(config, benchmark, backbone_of, load, parts)
     names = {task.metric for client in benchmark.clients for task in client.tasks}
     names |= {task.metric for task in benchmark.unseen}
     metrics: dict[str, Metric] = {name: plugins.make("metric", name, {}) for name in sorted(names)}
     public = public_set(config, benchmark, plugins)
-    return Setup(config, benchmark, adapter, parts, backbone_of, load, metrics, public)
+    setup = Setup(config, benchmark, adapter, parts, backbone_of, load, metrics, public)
+    fed = setup.federation(MemoryStore())
+    for name in parts.objective.others(fed):
+        adapter.check(load(name))
+    for component in parts.components:
+        component.check(fed)
+    return setup
 
 
 def public_set(config: RunConfig, benchmark: Benchmark, plugins: PluginManager) -> Callable[[], Sequence[Sample]]:
@@ -120,7 +131,7 @@ def public_set(config: RunConfig, benchmark: Benchmark, plugins: PluginManager) 
     A folder or file may hold what some client has too; such samples are left out.
     """
     name, size, seed = config.public.name, config.public.size, config.seed
-    if name is None or not Path(name).exists():
+    if name is None or not Path(name).is_absolute():
         return cache(lambda: benchmark.public(name, size, seed))
     reader: Benchmark = plugins.make("benchmark", default("benchmark-from-path").name, {"public": name})
 
@@ -142,8 +153,19 @@ def public_set(config: RunConfig, benchmark: Benchmark, plugins: PluginManager) 
 
 
 def content(sample: Sample) -> tuple[Hashable, ...]:
-    """What is asked, about which pictures."""
-    return (*(turn.human for turn in sample.turns), *(picture.key for picture in sample.pictures))
+    """What is asked, about which pictures; pictures in files count by their bytes."""
+    return (*(turn.human for turn in sample.turns), *(_pixels(picture) for picture in sample.pictures))
+
+
+def _pixels(picture: Picture) -> str:
+    if not isinstance(picture, FilePicture):
+        return picture.key
+    return hashlib.sha256(picture.path.read_bytes()).hexdigest()
+
+
+def public_digest(samples: Sequence[Sample]) -> str:
+    """Names a public set by its content."""
+    return hashlib.sha256(repr([(content(sample), sample.gold) for sample in samples]).encode()).hexdigest()
 
 
 def backbone_options(config: RunConfig) -> dict[str, object]:
@@ -211,20 +233,29 @@ def _slots(shares: Sequence[Share]) -> set[str]:
 
 
 def check_modality(
-    benchmark: Benchmark, backbone_of: Mapping[str, str], load: Callable[[str], Backbone], parts: Parts
+    config: RunConfig,
+    benchmark: Benchmark,
+    backbone_of: Mapping[str, str],
+    load: Callable[[str], Backbone],
+    parts: Parts,
 ) -> None:
-    """Text-only backbones get no pictures; components get the modality that they need."""
+    """Text-only backbones get no pictures, in training or evaluation; components get the modality that they need."""
+    texts = [name for name in sorted(set(backbone_of.values())) if load(name).card.modality == "text"]
+    options = config.evaluation
     for client in benchmark.clients:
-        modality = load(backbone_of[client.client_id]).card.modality
-        if modality == "text" and _has_pictures(client):
+        name = backbone_of[client.client_id]
+        reader = name if name in texts else (texts[0] if texts and options.others else None)
+        if reader is not None and any(_has_pictures(task) for task in client.tasks):
             raise UserError(
-                f"The backbone '{backbone_of[client.client_id]}' reads text only, but the samples of client "
-                f"'{client.client_id}' have pictures; choose a vision-language backbone."
+                f"The backbone '{reader}' reads text only, but samples of client '{client.client_id}' have pictures; "
+                + ("choose a vision-language backbone." if reader == name else "set evaluation.others=false.")
             )
         for component in parts.components:
-            if component.needs.modality not in (None, modality):
+            if component.needs.modality not in (None, load(name).card.modality):
                 raise UserError(f"{type(component).__name__} needs {component.needs.modality} backbones.")
+    if texts and options.unseen and any(_has_pictures(task) for task in benchmark.unseen):
+        raise UserError(f"The backbone '{texts[0]}' reads text only, but unseen tasks have pictures.")
 
 
-def _has_pictures(client: ClientData) -> bool:
-    return any(len(task.train) > 0 and len(task.train[0].pictures) > 0 for task in client.tasks)
+def _has_pictures(task: TaskData) -> bool:
+    return any(sample.pictures for part in (task.train, task.validation, task.test) for sample in part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch.utils.flop_counter import FlopCounterMode
+from pfl_platform.ledger.flops import count_flops
 
 
 class FlopMeter:
@@ -32,14 +32,7 @@ class FlopMeter:
 
     def measure(self, kind: tuple[str, ...], tokens: int, run: Callable[[], object]) -> None:
         """Runs `run` under the profiler; its result is dropped."""
-        with FlopCounterMode(display=False) as counter:
-            run()
-        self._per_token[kind] = counter.get_total_flops() / max(1, tokens)
+        self._per_token[kind] = count_flops(run)[1] / max(1, tokens)
 
     def book(self, kind: tuple[str, ...], tokens: int) -> None:
         self.total += self._per_token[kind] * tokens
-
-    def take(self) -> float:
-        """The FLOPs booked since the last call."""
-        total, self.total = self.total, 0.0
-        return total

@@ -63,14 +63,16 @@ class TorchStepper:
         for key, tensor in self._params.items():
             rates.setdefault(optim.rate(key), []).append(tensor)
         self._rates = list(rates)
-        fused = all(tensor.dtype == torch.float32 for tensor in self._params.values())
+        # Fused AdamW keeps its step count on the params' device, the plain one on the CPU.
+        self._fused = all(tensor.dtype == torch.float32 for tensor in self._params.values())
         self._adamw = torch.optim.AdamW(
             [{"params": tensors, "lr": rate} for rate, tensors in rates.items()],
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
-            fused=fused,
+            fused=self._fused,
         )
+        self._adamw.zero_grad(set_to_none=True)  # the tensors are shared by clients: nobody inherits a gradient
         if optim.moments == "keep":
             self._restore(private)
 
@@ -82,7 +84,7 @@ class TorchStepper:
         for key, tensor in self._params.items():
             if prefix + key + "#1" in private:
                 self._adamw.state[tensor] = {
-                    "step": count.to(torch.float32).clone(),
+                    "step": count.to(tensor.device if self._fused else "cpu", torch.float32, copy=True),
                     "exp_avg": private[prefix + key + "#1"].to(tensor.device, copy=True),
                     "exp_avg_sq": private[prefix + key + "#2"].to(tensor.device, copy=True),
                 }

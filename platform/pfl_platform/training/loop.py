@@ -128,12 +128,24 @@ def _run_phase(
                 accs[statistic.name] = _add(actor, statistic, accs.get(statistic.name), view)
         if observe is not None:
             observe(index, phase.amount, loss)
+    _refuse_broken(actor, phase, params)
     for stepper in steppers:
         result.private.update(stepper.moments())
     result.private.update(source.private())
     if phase.after is not None:
         live = sorted({key for chosen in params for key in chosen})
         host.load(phase.after(host.read(live)))
+
+
+def _refuse_broken(actor: Actor, phase: Phase, params: Sequence[Mapping[str, Tensor]]) -> None:
+    """A finite loss can have a gradient that is not; such params must not reach the server."""
+    for chosen in params:
+        for key, tensor in chosen.items():
+            if not bool(tensor.isfinite().all()):
+                raise RunStopped(
+                    f"'{key}' of {actor.name} is not finite after phase '{phase.name}' of {phase.amount} local steps: "
+                    "lower its learning rate or look at its data."
+                )
 
 
 def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Callable[[Tensor], None]) -> float:

@@ -22,7 +22,9 @@ from pfl_platform.adapters.surfaces import Keys, Site, Tensors, renamed
 from pfl_platform.backbones import IGNORE, Encoded, Span
 from pfl_platform.data import Sample
 from pfl_platform.federation.components import Federation
+from pfl_platform.federation.setup import public_digest
 from pfl_platform.federation.tasks import Address, Program, Task
+from pfl_platform.store.pins import software
 from pfl_platform.training.streams import Epochs
 from pfl_platform.training.surfaces import Optim, Output, Phase, Source, Statistic, Step, View
 from pfl_plugins.fedmosaic.alignment import Covariances, a_distances, a_penalty, align_b, polar
@@ -35,10 +37,10 @@ PIVOT = "pivot"
 def align(fed: Federation, options: Alignment) -> Program[Mapping[str, Address]]:
     """Aligned frozen params of every backbone but the smallest, by address. Nothing to do for a single backbone, an
     adapter without shared sites, or `a: random` with `b: random`."""
+    if not needs_alignment(fed, options):
+        return {}
     pivot, *targets = fed.backbones
     sites = {name: _shared_sites(fed, name) for name in fed.backbones}
-    if not targets or not sites[pivot] or options.a == options.b == "random":
-        return {}
     samples = fed.public()
     aligned: dict[str, Address] = {}
     tasks = []
@@ -55,6 +57,12 @@ def align(fed: Federation, options: Alignment) -> Program[Mapping[str, Address]]
         aligned[task.backbone] = address
         _write(fed, options, pivot, task.backbone, samples, fed.store.get(address))
     return aligned
+
+
+def needs_alignment(fed: Federation, options: Alignment) -> bool:
+    """Whether there are several backbones with shared sites, and something is to be aligned."""
+    several = len(fed.backbones) > 1 and bool(_shared_sites(fed, fed.backbones[0]))
+    return several and not (options.a == options.b == "random")
 
 
 def _shared_sites(fed: Federation, name: str) -> tuple[Site, ...]:
@@ -90,7 +98,7 @@ def _task(
         phases=(phase,) if options.a == "l2" else (),
         statistics=() if options.b == "random" else (AlignB(options, matched, second, second.steps()),),
         others=(pivot,),
-        salt={**fed.salt, "pivot": pivot, "public": str(len(samples))},
+        salt={**fed.salt, "pivot": pivot, "public": public_digest(samples)},
     )
 
 
@@ -217,9 +225,10 @@ def _cache_file(fed: Federation, options: Alignment, pivot: str, target: str, sa
         "frozen": [fed.frozen[pivot], fed.frozen[target]],
         "adapter": dict(fed.adapter.signature()),
         "options": options.model_dump(),
-        "public": [fed.benchmark.digest(), fed.config.public.model_dump(), len(samples)],
+        "public": public_digest(samples),
         "seed": fed.seed,
-        "numeric": [fed.config.engine.threads, fed.config.engine.dtype, torch.__version__],
+        "numeric": [fed.config.engine.threads, fed.config.engine.dtype, fed.load(target).device.type, software()],
+        "options of backbones": fed.config.backbone_options,
     }
     name = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
     root = os.environ.get("PFL_CACHE") or Path.home() / ".cache" / "pfl-platform"

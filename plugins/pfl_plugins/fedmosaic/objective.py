@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Keys, Mix, MixFactory, Slot, renamed, shared
+from pfl_platform.adapters.surfaces import Keys, Mix, MixFactory, Slot, Tensors, renamed, shared
 from pfl_platform.federation.components import ClientContext, Federation, Objective
 from pfl_platform.federation.tasks import Address, Program, Share
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Statistic, Step
-from pfl_plugins.fedmosaic.align import align
+from pfl_plugins.fedmosaic.align import align, needs_alignment
 from pfl_plugins.fedmosaic.config import Config
 from pfl_plugins.fedmosaic.gate import InputGate, ScalarGate
 from pfl_plugins.fedmosaic.relevance import OWN_SKETCH, SKETCH, ClientGradient
@@ -50,6 +50,11 @@ class FedMosaic(Objective):
     def down(self) -> tuple[Share, ...]:
         return (Share(shared("global", "all"), "all"), Share(shared("global", "backbone"), "backbone"))
 
+    def check(self, fed: Federation) -> None:
+        """The public set is there when backbones have to be aligned."""
+        if needs_alignment(fed, self.config.alignment):
+            fed.public()
+
     def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:
         return (yield from align(fed, self.config.alignment))
 
@@ -70,6 +75,12 @@ class FedMosaic(Objective):
             for name, parameter in self.mixes[GATE](site).named_parameters()
         }
         return {**local, **renamed(local, "local", "global"), **gates}
+
+    def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
+        """G_i. Conventional layers that the server did not send, because nobody shares this backbone, are the
+        client's own."""
+        own = renamed(shared("local", "backbone").of(state), "local", "global")
+        return {**state, **own, **reply}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         train = Keys(*ctx.fed.adapter.trainable("local").patterns, f"{GATE}/*")

@@ -29,6 +29,15 @@ class Rela(Aggregator):
             consumes=("local", "rela") if self.config.weights == "relevance" else ("local",), replies=("global",)
         )
 
+    def check(self, fed: Federation) -> None:
+        """Cosines per column need a sketch that is a matrix."""
+        rows = fed.config.objective.options.get("subsample") == "official_rows"
+        if self.config.similarity == "official_columns" and not rows:
+            raise UserError(
+                "aggregator.similarity 'official_columns' reads sketches as matrices; "
+                "set objective.subsample=official_rows with it."
+            )
+
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
         yield from ()
         latest = {**state.tensors, **{update.client_id: update.address for update in updates}}
@@ -65,8 +74,6 @@ class Rela(Aggregator):
     def _cosines(self, vectors: Sequence[Tensor]) -> Tensor:
         if self.config.similarity == "flat":
             return cosine_matrix(vectors)
-        if vectors[0].dim() != 2:
-            raise UserError("similarity 'official_columns' goes with subsample 'official_rows': set both.")
         return cosine_matrix(vectors, "official_columns", len(vectors[0]))
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
@@ -79,6 +86,8 @@ class Rela(Aggregator):
         own = order.index(client_id)
         same = [i for i, other in enumerate(order) if fed.backbone_of[other] == fed.backbone_of[client_id]]
         everybody = self._sum(fed, state, order, row, shared("local", "all"))
+        if len(same) == 1:  # nobody to combine with: the client keeps its own, and nothing is sent
+            return renamed(everybody, "local", "global")
         group = self._sum(fed, state, order, renormalised(row, same, own), shared("local", "backbone"))
         return renamed({**everybody, **group}, "local", "global")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
@@ -58,6 +58,9 @@ def install_lora(
         inject(backbone.model, peft_config, slot.name)
     layers: dict[str, SlotLayer] = {}
     for site in sites:
+        tuner = backbone.module(site.path)
+        for factors in (tuner.lora_A, tuner.lora_B):
+            cast(nn.Module, factors).float()  # peft takes the backbone's precision; adapters train in float32
         layer = LoraSlots(site, backbone.module(site.path), control, config.scale, config.dropout)
         replace_module(backbone.model, site.path, layer)
         layers[site.name] = layer

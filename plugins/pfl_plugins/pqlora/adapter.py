@@ -97,4 +97,11 @@ class PQLora(AdapterType):
 
     def signature(self) -> Mapping[str, Any]:
         config = self.config
-        return {"adapter": self.name, "r": config.r, "scale": config.scale, "blocks": config.blocks}
+        return {
+            "adapter": self.name,
+            "r": config.r,
+            "scale": config.scale,
+            "blocks": config.blocks,
+            "placement": config.placement,
+            "targets": list(config.targets),
+        }
