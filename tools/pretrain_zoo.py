@@ -11,14 +11,16 @@ The same command gives the same weights on the same machine; training uses one c
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
+from tokenizers import Tokenizer
 
 from pfl_benchmarks.drake_synth.corpus import Corpus, TextCorpus, draw, form_for
 from pfl_benchmarks.drake_synth.dice import Dice
@@ -38,23 +40,70 @@ from pfl_platform.training.driver import TorchDriver
 from pfl_platform.training.loop import Actor, train
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import OpenSource, Optim, Phase, Source, Step
-from zoo_lessons import Lessons
+from zoo_choices import CHOOSERS, Choices, as_sample
+from zoo_masking import Told, hidden_words
+from zoo_naming import Pictures, naming
+from zoo_quizzes import Lookups, Quizzes
 
 BATCH = 32
+NAMED = 64
+"""Pictures in one step of naming."""
+NAMING_STEPS, NAMING_LR = 1000, 2e-3
+MASKING_STEPS = 2500
 BUCKET = 8
 """Batches that are drawn together and sorted by the number of pictures, so that rows need little padding."""
 
 
+STAGES: Sequence[tuple[float, tuple[float, float, float]]] = ((0.4, (0.3, 0.6, 0.1)), (1.0, (0.05, 0.2, 0.75)))
+"""After the look-ups: for how much of the training (then to the end) what share of rows are look-ups, quizzes and
+single questions. What comes later is made of what came before: learned in this order, each takes hundreds of steps;
+all at once, thousands are not enough."""
+BARE = 0.5
+"""Share of look-ups and quiz questions without a list of options."""
+
+
+class Drawn(Protocol):
+    """Samples by number."""
+
+    def sample(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Naming(Source):
+    """Single pictures, `NAMED` a step."""
+
+    pictures: Pictures
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"corpus": "pictures", "seed": self.pictures.seed}
+
+    def open(self, private: Tensors) -> OpenSource:
+        return self
+
+    def batch(self, step: int) -> Sequence[Sample]:
+        return [self.pictures.sample(step * NAMED + index) for index in range(NAMED)]
+
+    def private(self) -> Tensors:
+        return {}
+
+
 @dataclass(frozen=True)
 class Curriculum(Source):
-    """Lessons alone for `lessons` steps, then questions with a tenth of lessons; nothing is shown twice."""
+    """Look-ups first, then quizzes, questions last; text-only backbones see questions alone. Nothing is shown
+    twice."""
 
     questions: Corpus | TextCorpus
-    lessons: int
+    steps: int
+    lookups: float = 0.0
     batch_size: int = BATCH
 
     def describe(self) -> Mapping[str, Any]:
-        return {"corpus": type(self.questions).__name__, "seed": self.questions.seed, "lessons": self.lessons}
+        return {
+            "corpus": type(self.questions).__name__,
+            "seed": self.questions.seed,
+            "steps": self.steps,
+            "first": self.lookups,
+        }
 
     def open(self, private: Tensors) -> OpenSource:
         return OpenCurriculum(self)
@@ -64,23 +113,30 @@ class OpenCurriculum:
     """Draws `BUCKET` batches at a time; they are of like length within and in random order among themselves."""
 
     def __init__(self, source: Curriculum) -> None:
+        seed = source.questions.seed
         self._source = source
-        self._lessons = Lessons(source.questions.seed)
+        self._corpora: tuple[Drawn, ...] = (Lookups(seed, BARE), Quizzes(seed, BARE), source.questions)
         self._waiting: list[list[Sample]] = []
 
     def batch(self, step: int) -> Sequence[Sample]:
         bucket, position = divmod(step, BUCKET)
         if position == 0:
-            source, seed = self._source, self._source.questions.seed
+            source = self._source
             size, begin = source.batch_size, step * source.batch_size
-            share = 1.0 if step < source.lessons else 0.1 if source.lessons else 0.0
-            rng = numpy_rng(seed, "curriculum", bucket)
-            teach = rng.random(BUCKET * size) < share
-            corpora = [self._lessons if lesson else source.questions for lesson in teach]
-            drawn = [corpus.sample(begin + index) for index, corpus in enumerate(corpora)]
+            rng = numpy_rng(source.questions.seed, "curriculum", bucket)
+            kinds = rng.choice(len(self._corpora), size=BUCKET * size, p=self._shares(step))
+            drawn = [self._corpora[kind].sample(begin + index) for index, kind in enumerate(kinds)]
             drawn.sort(key=length)
             self._waiting = [drawn[int(k) * size : (int(k) + 1) * size] for k in rng.permutation(BUCKET)]
         return self._waiting[position]
+
+    def _shares(self, step: int) -> tuple[float, ...]:
+        if isinstance(self._source.questions, TextCorpus):
+            return 0.0, 0.0, 1.0
+        if step < self._source.lookups * self._source.steps:
+            return 1.0, 0.0, 0.0
+        (length, first), (_, last) = STAGES
+        return first if step < (self._source.lookups + length) * self._source.steps else last
 
     def private(self) -> Tensors:
         return {}
@@ -91,9 +147,14 @@ def length(sample: Sample) -> tuple[int, int]:
     return len(sample.pictures), sum(len(turn.human) + len(turn.answer) for turn in sample.turns)
 
 
-def skills(modality: str, count: int) -> dict[str, list[Sample]]:
+def skills(backbone: Backbone, count: int) -> dict[str, list[Sample]]:
     """Held-out questions by skill: `count` each, with picture layouts that no pretraining picture has."""
-    if modality == "text":
+    if backbone.task_head:
+        return {
+            name: [as_sample(f"{name}-{index}", maker(Dice("held out", name, index))) for index in range(count)]
+            for name, maker in CHOOSERS.items()
+        }
+    if backbone.card.modality == "text":
         exchanges = {maker.__name__.strip("_"): maker for maker in MAKERS}
         return {
             name: [
@@ -133,7 +194,7 @@ def accuracy(backbone: Backbone, samples: Sequence[Sample]) -> float:
 
 def measure(backbone: Backbone, count: int) -> dict[str, float]:
     """Accuracy per skill and their mean, in per cent."""
-    found = {name: accuracy(backbone, items) for name, items in skills(backbone.card.modality, count).items()}
+    found = {name: accuracy(backbone, items) for name, items in skills(backbone, count).items()}
     return {
         "mean": round(sum(found.values()) / len(found), 1),
         **{name: round(value, 1) for name, value in found.items()},
@@ -142,32 +203,51 @@ def measure(backbone: Backbone, count: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Budget:
-    """How one backbone is pretrained: steps, how many of them see lessons only, largest learning rate, warm-up steps,
-    and the seed of everything."""
+    """How one backbone is pretrained: steps, largest learning rate, warm-up steps, the seed of everything, and the part
+    of the training that shows look-ups alone."""
 
     steps: int
-    lessons: int
     lr: float
     warmup: int
     seed: int
+    lookups: float = 0.0
+
+
+VISION = ("backbone/model.vision_tower*", "backbone/model.multi_modal_projector*")
+
+
+def phases(backbone: Backbone, budget: Budget) -> list[Phase]:
+    """Naming, which trains what sees and the words' embeddings; then the curriculum, which trains the rest and leaves
+    the vision tower as it is, as LLaVA does."""
+    optim = Optim(budget.lr, warmup=budget.warmup, clip=1.0, moments="reset", betas=(0.9, 0.99), schedule="cosine")
+    optim = replace(optim, total_steps=budget.steps)
+    if backbone.card.modality == "text":
+        step = Step(Keys("backbone/*"), answers_under({}), optim)
+        if not backbone.task_head:
+            return [Phase("pretraining", (step,), budget.steps, Curriculum(TextCorpus(budget.seed), budget.steps))]
+        begin = Step(step.train, hidden_words(budget.seed), replace(optim, total_steps=MASKING_STEPS))
+        return [
+            Phase("masking", (begin,), MASKING_STEPS, Curriculum(Told(budget.seed), MASKING_STEPS)),
+            Phase("pretraining", (step,), budget.steps, Curriculum(Choices(budget.seed), budget.steps)),
+        ]
+    tokenizer = Tokenizer.from_file(str(PACKAGE / backbone.card.source / "tokenizer.json"))
+
+    def tokens_of(word: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(f" {word}", add_special_tokens=False).ids
+        return ids
+
+    names = replace(optim, lr=NAMING_LR, warmup=50, total_steps=NAMING_STEPS)
+    sight = Step(Keys(*VISION, "backbone/model.language_model.embed_tokens/*"), naming(tokens_of), names)
+    rest = Step(Keys(VISION[1], "backbone/model.language_model*"), answers_under({}), optim)
+    return [
+        Phase("naming", (sight,), NAMING_STEPS, Naming(Pictures(budget.seed))),
+        Phase("pretraining", (rest,), budget.steps, Curriculum(Corpus(budget.seed), budget.steps, budget.lookups)),
+    ]
 
 
 def pretrain(backbone: Backbone, budget: Budget, every: int) -> float:
-    """Trains all weights of a backbone in place; prints progress each `every` steps. Returns the last mean loss."""
+    """Trains a backbone in place; prints progress each `every` steps. Returns the last mean loss."""
     host = Host(backbone, whole=True)
-    corpus = TextCorpus(budget.seed) if backbone.card.modality == "text" else Corpus(budget.seed)
-    optim = Optim(
-        budget.lr,
-        schedule="cosine",
-        warmup=budget.warmup,
-        total_steps=budget.steps,
-        clip=1.0,
-        moments="reset",
-        betas=(0.9, 0.99),
-    )
-    step = Step(Keys("backbone/*"), answers_under({}), optim)
-    lessons = 0 if backbone.card.modality == "text" else budget.lessons
-    phase = Phase("pretraining", (step,), budget.steps, Curriculum(corpus, lessons))
     actor = Actor(
         name=backbone.name,
         backbone=backbone.name,
@@ -186,9 +266,17 @@ def pretrain(backbone: Backbone, budget: Budget, every: int) -> float:
             seconds = time.perf_counter() - begun
             print(f"{backbone.name} step {index + 1}/{amount} loss {last:.4f} {seconds:.0f} s {report}", flush=True)
 
-    train(actor, [phase], observe=observe)
+    train(actor, phases(backbone, budget), observe=observe)
     backbone.model.requires_grad_(False)
     return sum(recent[-every:]) / len(recent[-every:])
+
+
+def published_name(config: Path, model: Any) -> None:
+    """A class of ours that only changes what a model's forward pass returns is saved under its base's name."""
+    kind = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    fields["architectures"] = [kind.__name__]
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str, float], cards: Path) -> None:
@@ -204,6 +292,7 @@ def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str
             tokenizer.pad_token_id,
         )
     model.save_pretrained(folder, safe_serialization=True)
+    published_name(folder / "config.json", model)
     tokenizer.save_pretrained(folder)
     path = cards / f"{card.name}.yaml"
     fields = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -212,12 +301,14 @@ def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "tiny-llava-llama-s": Budget(6000, 2000, 2e-3, 200, 0),
-    "tiny-llava-llama-m": Budget(3600, 1800, 2e-3, 200, 0),
-    "tiny-llava-qwen-s": Budget(6000, 2000, 2e-3, 200, 0),
-    "tiny-llava-qwen-m": Budget(3600, 1800, 2e-3, 200, 0),
-    "tiny-llama-s": Budget(2400, 0, 2e-3, 200, 0),
-    "tiny-llama-m": Budget(2000, 0, 2e-3, 200, 0),
+    "tiny-llava-llama-s": Budget(4500, 1e-3, 200, 0, 0.2),
+    "tiny-llava-llama-m": Budget(4200, 1e-3, 200, 0, 0.35),
+    "tiny-llava-qwen-s": Budget(4500, 1e-3, 200, 0, 0.2),
+    "tiny-llava-qwen-m": Budget(4200, 1e-3, 200, 0, 0.35),
+    "tiny-llama-s": Budget(2400, 2e-3, 200, 0),
+    "tiny-llama-m": Budget(4000, 2e-3, 200, 0),
+    "tiny-roberta": Budget(1500, 1e-3, 200, 0),
+    "tiny-t5": Budget(3000, 2e-3, 200, 0),
 }
 
 
@@ -233,9 +324,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in chosen.only or sorted(BUDGETS):
         card, budget = all_cards()[name], BUDGETS[name]
-        budget = Budget(
-            chosen.steps or budget.steps, budget.lessons, chosen.lr or budget.lr, budget.warmup, budget.seed
-        )
+        budget = replace(budget, steps=chosen.steps or budget.steps, lr=chosen.lr or budget.lr)
         backbone = load(card, LoadOptions(init=budget.seed))
         begun = time.perf_counter()
         loss = pretrain(backbone, budget, chosen.every)

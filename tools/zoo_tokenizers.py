@@ -94,7 +94,7 @@ def train(kind: str) -> PreTrainedTokenizerFast:
 def kind_of(name: str) -> str:
     """Which tokenizer a tiny backbone reads with."""
     card = all_cards()[name]
-    if card.family == "text":
+    if card.modality == "text":
         return "text"
     return "qwen" if card.text_config["model_type"] == "qwen2" else "llama"
 

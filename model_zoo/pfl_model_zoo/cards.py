@@ -25,7 +25,8 @@ CARDS = PACKAGE / "cards"
 class ZooCard(BaseModel):
     """One backbone. File name and `name` are equal.
 
-    family: module of `pfl_model_zoo.families` that loads it. source: a folder in this package, or a hub id.
+    family: module of `pfl_model_zoo.families` that loads it. layers: blocks, of an encoder-decoder those of both sides.
+    source: a folder in this package (`weights/...`), in another installed one (`package:NAME/...`), or a hub id.
     aliases: other names of the same backbone, for example the model ids of published scenario files.
     tokenizer: folder in this package whose tokenizer stands in where no files are read (random or shapes-only weights).
     config: the model's configuration, as transformers spells it; sizes of adapters follow from it.
@@ -35,7 +36,7 @@ class ZooCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    family: Literal["llava", "text"]
+    family: Literal["llava", "text", "encoder", "encoder_decoder"]
     modality: Literal["vision-language", "text"]
     layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
@@ -60,12 +61,25 @@ class ZooCard(BaseModel):
         return text
 
     def linear_shapes(self) -> tuple[tuple[str, int, int], ...]:
-        """(path in a block, inputs, outputs) of the linear maps of one decoder block, in the order of `LINEARS`.
+        """(path in a block, inputs, outputs) of the linear maps of one block, in the order in which adapters list them;
+        of an encoder-decoder those of either kind of block.
 
         >>> find("llava-llama-3.2-1b").linear_shapes()[1]
         ('self_attn.k_proj', 2048, 512)
+        >>> find("roberta-large").linear_shapes()[0]
+        ('attention.self.query', 1024, 1024)
         """
         text = self.text_config
+        if self.family == "encoder":
+            hidden, inner = text["hidden_size"], text["intermediate_size"]
+            sizes = ((hidden, hidden),) * 4 + ((hidden, inner), (inner, hidden))
+            return tuple((name, *size) for name, size in zip(ENCODER_LINEARS, sizes, strict=True))
+        if self.family == "encoder_decoder":
+            hidden, inner, values = text["d_model"], text["d_ff"], text["d_kv"] * text["num_heads"]
+            into, out = (hidden, values), (values, hidden)
+            kinds = {"q": into, "k": into, "v": into, "o": out, "wo": (inner, hidden)}
+            names = encoder_decoder_linears(text)
+            return tuple((name, *kinds.get(name.rpartition(".")[2], (hidden, inner))) for name in names)
         hidden, inner = text["hidden_size"], text["intermediate_size"]
         head = text.get("head_dim", hidden // text["num_attention_heads"])
         query, value = head * text["num_attention_heads"], head * text["num_key_value_heads"]
@@ -99,6 +113,28 @@ LINEARS = (
     "mlp.down_proj",
 )
 """Linear maps of a decoder block of the Llama and Qwen2 kind, in the order in which adapters list them."""
+
+ENCODER_LINEARS = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+"""Linear maps of a block of the RoBERTa and BERT kind."""
+
+
+def encoder_decoder_linears(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Linear maps of the blocks of the T5 kind. A decoder's block has an attention more, and its MLP is layer 2, not 1.
+
+    >>> encoder_decoder_linears({"feed_forward_proj": "relu"})[-4:]   # an encoder's two, then a decoder's
+    ('layer.1.DenseReluDense.wi', 'layer.1.DenseReluDense.wo', 'layer.2.DenseReluDense.wi', 'layer.2.DenseReluDense.wo')
+    """
+    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
+    attentions = [f"layer.{place}.{part}" for place in ("0.SelfAttention", "1.EncDecAttention") for part in "qkvo"]
+    parts = ("wi_0", "wi_1", "wo") if gated else ("wi", "wo")
+    return (*attentions, *(f"layer.{layer}.DenseReluDense.{part}" for layer in (1, 2) for part in parts))
 
 
 @cache

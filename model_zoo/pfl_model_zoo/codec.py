@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from pfl_model_zoo.chat import Piece, render
-from pfl_model_zoo.lru import LRU
 from pfl_model_zoo.pictures import PictureReader
 from pfl_platform.backbones import IGNORE, Encoded, Span
-from pfl_platform.data import Sample, Turn
+from pfl_platform.data import Sample
 from pfl_platform.errors import UserError
+from pfl_platform.store.scratch import Scratch
 
 NOWHERE: Span = (-1, -1)
 """Span of a token that stands for no character: padding and the token that opens a row."""
+
+ROW_BYTES = 4096
+"""Disk for a tokenised sample: enough for 250 tokens and their text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,32 @@ class Specials:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One sample, tokenised. ids, labels: int64 (positions,). spans: int32 (positions, 2)."""
+    """One sample, tokenised. ids: int32 (positions,). learned: bool (positions,), where the label is the id itself.
+    spans: int32 (positions, 2). pictures: how many of the sample's it shows."""
 
-    ids: Tensor
-    labels: Tensor
+    ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
     spans: NDArray[np.int32]
     text: str
     pictures: int
+
+    def packed(self) -> bytes:
+        """All of it as bytes: two counts, ids, spans, learned, text."""
+        counts = np.array([len(self.ids), self.pictures], dtype=np.int32)
+        text = self.text.encode()
+        return b"".join((counts.tobytes(), self.ids.tobytes(), self.spans.tobytes(), self.learned.tobytes(), text))
+
+    @classmethod
+    def unpacked(cls, data: memoryview) -> _Row:
+        length, pictures = np.frombuffer(data, np.int32, 2).tolist()
+        spans, learned, text = 8 + 4 * length, 8 + 12 * length, 8 + 13 * length
+        return cls(
+            np.frombuffer(data, np.int32, length, 8),
+            np.frombuffer(data, np.bool_, length, learned),
+            np.frombuffer(data, np.int32, 2 * length, spans).reshape(length, 2),
+            str(data[text:], "utf-8"),
+            pictures,
+        )
 
 
 class PaddedSpans(Sequence[Sequence[Span]]):
@@ -69,6 +89,22 @@ class PaddedSpans(Sequence[Sequence[Span]]):
         return padding + spans if self._left else spans + padding
 
 
+def own_copy(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that neither pads nor truncates and reads words that look like a special token as plain text. The
+    caller's may be in use elsewhere."""
+    copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def cut(tokenizer: Tokenizer, piece: Piece) -> tuple[list[int], list[Span]]:
+    """Ids of a piece of text and the characters of the row that each covers."""
+    encoding = tokenizer.encode(piece.text, add_special_tokens=False)
+    return encoding.ids, [(piece.start + start, piece.start + end) for start, end in encoding.offsets]
+
+
 class ChatCodec:
     """See `pfl_platform.backbones.Codec`; `pfl_model_zoo.chat` has the text that all backbones share.
 
@@ -76,7 +112,7 @@ class ChatCodec:
     reader: how pictures are read; None for a text-only backbone.
     max_length: longest row in tokens. Longer rows lose text of the human turns from the left; pictures, answers and the
         words that frame a prompt are never cut, and a row that does not fit even so is a `UserError`.
-    cache_rows: how many tokenised samples are kept.
+    cache_rows: about how many tokenised samples are kept, on disk.
     """
 
     def __init__(
@@ -90,15 +126,11 @@ class ChatCodec:
         cache_rows: int = 8192,
     ) -> None:
         self.name = name
-        # A copy, because the flags below belong to us and the caller's tokenizer may be in use elsewhere.
-        self.tokenizer: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        self.tokenizer.encode_special_tokens = True
+        self.tokenizer = own_copy(tokenizer)
         self.specials = specials
         self.reader = reader
         self.max_length = max_length
-        self._rows: LRU[tuple[str, tuple[Turn, ...], int, bool], _Row] = LRU(cache_rows)
+        self._rows = Scratch(2 * cache_rows, cache_rows * ROW_BYTES)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -122,28 +154,33 @@ class ChatCodec:
         """A batch, on the CPU. input_ids, attention_mask, labels: int64 (rows, positions); pixel_values: float32
         (pictures, 3, size, size), there when the batch shows pictures, row after row in the order of their marks."""
         rows = [self._row(sample, answers) for sample in samples]
-        side = "right" if answers else "left"
-        ids = pad_sequence([row.ids for row in rows], True, self.specials.pad, side)
-        labels = pad_sequence([row.labels for row in rows], True, IGNORE, side)
-        lengths = torch.tensor([len(row.ids) for row in rows])[:, None]
-        width = ids.shape[1]
-        places = torch.arange(width)
-        mask = (places < lengths) if answers else (places >= width - lengths)
-        inputs = {"input_ids": ids, "attention_mask": mask.to(torch.int64)}
+        width = max(len(row.ids) for row in rows)
+        ids = np.full((len(rows), width), self.specials.pad, dtype=np.int64)
+        labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for number, row in enumerate(rows):
+            length = len(row.ids)
+            place = slice(0, length) if answers else slice(width - length, width)
+            ids[number, place] = row.ids
+            labels[number, place] = np.where(row.learned, row.ids, IGNORE)
+            mask[number, place] = 1
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         pictures = [
             picture for sample, row in zip(samples, rows, strict=True) for picture in sample.pictures[: row.pictures]
         ]
         if pictures and self.reader is not None:
             inputs["pixel_values"] = self.reader.batch(pictures)
         spans = PaddedSpans([row.spans for row in rows], left=not answers)
-        return Encoded(inputs, labels, spans, [row.text for row in rows])
+        return Encoded(inputs, torch.from_numpy(labels), spans, [row.text for row in rows])
 
     def _row(self, sample: Sample, answers: bool) -> _Row:
-        key = (sample.id, sample.turns, len(sample.pictures), answers)
-        row = self._rows.get(key)
-        if row is None:
-            row = self._tokenise(sample, answers)
-            self._rows.put(key, row)
+        turns = [(turn.human, turn.answer) for turn in sample.turns]
+        key = repr((sample.id, turns, len(sample.pictures), answers)).encode()
+        found = self._rows.get(key)
+        if found is not None:
+            return _Row.unpacked(found)
+        row = self._tokenise(sample, answers)
+        self._rows.put(key, row.packed())
         return row
 
     def _tokenise(self, sample: Sample, answers: bool) -> _Row:
@@ -154,23 +191,23 @@ class ChatCodec:
             )
         rendering = render(sample, answers=answers)
         ids: list[int] = []
-        labels: list[int] = []
+        learned: list[bool] = []
         spans: list[Span] = []
         cuttable: list[int] = []
         if self.specials.bos is not None:
-            ids, labels, spans = [self.specials.bos], [IGNORE], [NOWHERE]
+            ids, learned, spans = [self.specials.bos], [False], [NOWHERE]
         for piece in rendering.pieces:
             new, where = self._piece(piece)
             if piece.role == "prompt":
                 cuttable.extend(range(len(ids), len(ids) + len(new)))
             ids += new
             spans += where
-            labels += new if piece.role in ("answer", "end") else [IGNORE] * len(new)
+            learned += [piece.role in ("answer", "end")] * len(new)
         keep = self._kept(sample, len(ids), cuttable)
         return _Row(
-            torch.tensor(ids)[keep],
-            torch.tensor(labels)[keep],
-            np.array(spans, dtype=np.int32)[keep],
+            np.array(ids, dtype=np.int32)[keep],
+            np.array(learned, dtype=np.bool_)[keep],
+            np.array(spans, dtype=np.int32).reshape(-1, 2)[keep],
             rendering.text,
             rendering.pictures,
         )
@@ -184,8 +221,7 @@ class ChatCodec:
                 raise ValueError(f"the codec of '{self.name}' reads pictures but has no image token")
             count = self.reader.tokens
             return [self.specials.image] * count, [(piece.start, piece.end)] * count
-        encoding = self.tokenizer.encode(piece.text, add_special_tokens=False)
-        return encoding.ids, [(piece.start + start, piece.start + end) for start, end in encoding.offsets]
+        return cut(self.tokenizer, piece)
 
     def _kept(self, sample: Sample, length: int, cuttable: Sequence[int]) -> slice | NDArray[np.int64]:
         """Which positions of an over-long row stay: all but the leftmost ones that may go."""

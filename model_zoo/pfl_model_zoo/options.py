@@ -31,8 +31,9 @@ class LoadOptions(BaseModel):
     max_length: int | None = Field(
         None, ge=8, description="longest row in tokens; default: what the model was made for"
     )
-    cache_rows: int = Field(8192, ge=0, description="tokenised samples kept in memory")
-    cache_mb: int = Field(64, ge=0, description="memory for resized pictures, in MiB")
+    classes: int | None = Field(None, ge=1, description="classes of an encoder's task head; default: the card's")
+    cache_rows: int = Field(8192, ge=0, description="about how many tokenised samples are kept on disk")
+    cache_mb: int = Field(64, ge=0, description="disk for resized pictures, in MiB")
 
 
 def read_options(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> LoadOptions:

@@ -1,7 +1,7 @@
 """Pictures to tensors, as CLIP towers want them.
 
-A picture is padded to a square with CLIP's mean colour, resized (bicubic) and, per batch, normalised. What is cached is
-the resized picture in bytes: a quarter of the memory of floats, and normalising a batch takes microseconds.
+A picture is padded to a square with CLIP's mean colour, resized (bicubic) and, per batch, normalised. What is kept, on
+disk, is the resized picture in bytes: a quarter of floats, and normalising a batch takes microseconds.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_model_zoo.lru import LRU
 from pfl_platform.data import Picture
+from pfl_platform.store.scratch import OVERHEAD, Scratch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MOST = 1 << 15
+"""Most pictures that one reader keeps, however small they are."""
 
 
 class PictureReader:
     """Reads pictures for a tower with square inputs of `size` pixels cut into patches of `patch` pixels.
 
-    cache_bytes: bound of the cache of resized pictures, by picture key.
+    cache_bytes: disk for resized pictures, by picture key.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class PictureReader:
         self.fill = tuple(int(channel * 255) for channel in mean)
         self._scale = (1.0 / (255.0 * torch.tensor(std))).reshape(1, 3, 1, 1)
         self._shift = (torch.tensor(mean) / torch.tensor(std)).reshape(1, 3, 1, 1)
-        self._cache: LRU[str, Tensor] = LRU(cache_bytes)
+        self._values = 3 * size * size
+        most = min(cache_bytes // self._values, MOST)
+        self._cache = Scratch(2 * most, most * (self._values + OVERHEAD))
 
     @property
     def tokens(self) -> int:
@@ -52,12 +56,13 @@ class PictureReader:
 
     def resized(self, picture: Picture) -> Tensor:
         """One picture, uint8 (3, size, size), from the cache when it was read before."""
-        key = picture.key
+        key = picture.key.encode("utf-8", "surrogatepass")
         found = self._cache.get(key)
-        if found is None:
-            found = self._read(picture.load())
-            self._cache.put(key, found, found.numel())
-        return found
+        if found is not None:
+            return torch.frombuffer(found, dtype=torch.uint8).reshape(3, self.size, self.size)
+        made = self._read(picture.load())
+        self._cache.put(key, made.numpy().data.cast("B", (self._values,)))
+        return made
 
     def batch(self, pictures: Sequence[Picture]) -> Tensor:
         """Normalised pictures, float32 (pictures, 3, size, size)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pfl_model_zoo.cards import PACKAGE, all_cards, find, lookup, read_card
-from pfl_model_zoo.families.models import definition
+from pfl_model_zoo.families.models import definition, size_of
 from pfl_model_zoo.options import LoadOptions, read_options
 from pfl_model_zoo.plugin import pfl_backbone_card, pfl_make_backbone
 from pfl_platform.errors import UserError
@@ -35,8 +35,7 @@ def test_file_name_config_and_numbers_agree(name: str) -> None:
     card = all_cards()[name]
     assert card.name == name
     config, _ = definition(card, LoadOptions())
-    text = config.get_text_config()
-    assert (text.num_hidden_layers, text.hidden_size) == (card.layers, card.hidden_size)
+    assert size_of(config) == (card.layers, card.hidden_size)
 
 
 @pytest.mark.parametrize(
@@ -55,15 +54,21 @@ def test_low_rank_adapters_have_the_published_sizes(name: str, r128: int) -> Non
     assert card.layers * sum(128 * (inputs + outputs) for _, inputs, outputs in card.linear_shapes()) == r128
 
 
-@pytest.mark.parametrize("name", ["llava-llama-3.2-1b", "llava-qwen2.5-0.5b", "llama-3.1-8b"])
+@pytest.mark.parametrize(
+    "name", ["llava-llama-3.2-1b", "llava-qwen2.5-0.5b", "llama-3.1-8b", "roberta-large", "t5-large", "minilm-l6"]
+)
 def test_real_shapes_without_memory(name: str) -> None:
     backbone = pfl_make_backbone(name, {"device": "meta"})
     assert backbone is not None
     card = find(name)
     assert sum(parameter.numel() for parameter in backbone.model.parameters()) == card.num_params
+    shapes = {path: (outputs, inputs) for path, inputs, outputs in card.linear_shapes()}
+    seen = set()
     for block in (backbone.blocks[0], backbone.blocks[-1]):
-        for path, inputs, outputs in card.linear_shapes():
-            assert tuple(backbone.module(f"{block}.{path}").weight.shape) == (outputs, inputs)  # type: ignore[union-attr]
+        for path in backbone.linears_in(block):
+            assert tuple(backbone.module(f"{block}.{path}").weight.shape) == shapes[path]  # type: ignore[union-attr,arg-type]
+            seen.add(path)
+    assert seen == set(shapes) == set(backbone.linears)
     assert backbone.module(backbone.last_linear).weight.shape[0] == card.hidden_size  # type: ignore[union-attr,index]
 
 
@@ -79,6 +84,8 @@ def test_real_shapes_without_memory(name: str) -> None:
         ("meta-llama/Llama-3.2-1B", "llama-3.2-1b"),
         ("meta-llama/Llama-3.2-3B", "llama-3.2-3b"),
         ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("FacebookAI/roberta-large", "roberta-large"),
+        ("google-t5/t5-large", "t5-large"),
     ],
 )
 def test_scenario_files_resolve(alias: str, name: str) -> None:

@@ -232,11 +232,26 @@ def test_a_changed_sample_with_an_old_id_is_read_anew(llava: Backbone, ask: Ask)
 
 def test_caches_are_bounded(llava: Backbone, ask: Ask) -> None:
     codec = codec_of(llava)
-    reader = PictureReader(32, 8, cache_bytes=2 * 3 * 32 * 32)
-    bounded = ChatCodec("bounded", codec.tokenizer, codec.specials, reader, max_length=100, cache_rows=2)
-    for index in range(5):
+    reader = PictureReader(32, 8, cache_bytes=3 * 3 * 32 * 32)
+    bounded = ChatCodec("bounded", codec.tokenizer, codec.specials, reader, max_length=100, cache_rows=3)
+    for index in range(9):
         bounded.encode([ask("<image>", pictures=4, name=str(index))])
-    assert len(bounded._rows) == 2
+    assert 1 <= len(bounded._rows) <= 6
+    assert 1 <= len(reader._cache) <= 3
+
+
+def test_what_comes_from_the_cache_is_what_was_made(llava: Backbone, ask: Ask) -> None:
+    codec = codec_of(llava)
+    reader = PictureReader(32, 8)
+    fresh = ChatCodec("fresh", codec.tokenizer, codec.specials, reader, max_length=100)
+    samples = [ask("Caf\u00e9 and <image>?", "r\u00f6t", 2, name="a"), ask("Short?", "", name="b")]
+    for answers in (True, False):
+        first, again = fresh.encode(samples, answers=answers), fresh.encode(samples, answers=answers)
+        assert first.inputs.keys() == again.inputs.keys()
+        assert all(torch.equal(value, again.inputs[name]) for name, value in first.inputs.items())
+        assert torch.equal(first.labels, again.labels)
+        assert (first.texts, list(map(list, first.spans))) == (again.texts, list(map(list, again.spans)))
+    assert len(fresh._rows) == 4
     assert len(reader._cache) == 2
 
 

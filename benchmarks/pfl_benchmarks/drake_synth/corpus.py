@@ -29,7 +29,7 @@ DEFINING = 0.15
 """Share of samples that define made-up words and use them."""
 FAMILY_WEIGHTS = {"colour_of": 2.0, "shape_of": 2.0, "count": 1.5, "same": 1.5}
 """How often a family is drawn against the others (1)."""
-FORMS: tuple[Form, ...] = ("list", "letter", "open", "yes")
+FORMS: tuple[Form, ...] = ("list", "open", "yes")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def form_for(puzzle: Puzzle, dice: Dice) -> Form:
     """A form that suits the puzzle; judgements are never open."""
     form = dice.pick(FORMS)
     if puzzle.answers == TRUTH:
-        return dice.pick(("list", "list", "yes", "letter")) if form == "open" else form
+        return dice.pick(("list", "yes")) if form == "open" else form
     return "list" if form == "yes" else form
 
 
@@ -120,4 +120,4 @@ def _reading(dice: Dice) -> tuple[Asked, Contents]:
     first, second, third = dice.take(ALL_MADE_UP, 3)
     puzzle = Puzzle((), dice.pick(READINGS).format(first=first, second=second), first, (first, second, third))
     thing = Obj(dice.below(COUNTS["colour"]), dice.below(COUNTS["shape"]), dice.below(COUNTS["size"]))
-    return asked(puzzle, dice.pick(("list", "letter", "open")), dice, 2 + dice.below(2)), ((thing,),)
+    return asked(puzzle, dice.pick(("list", "open")), dice, 2 + dice.below(2)), ((thing,),)

@@ -14,17 +14,15 @@ from typing import Literal
 
 from pfl_benchmarks.drake_synth.dice import Dice
 from pfl_benchmarks.drake_synth.drawing import PLACES, REACH, TINTS, DrawnPicture, Obj, Scene, Style
-from pfl_benchmarks.drake_synth.puzzles import TRUTH, Puzzle
+from pfl_benchmarks.drake_synth.puzzles import ORDINALS, TRUTH, Puzzle
 from pfl_platform.data import IMAGE_MARK, Picture, Sample, Turn
 
 Part = Literal["corpus", "train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("corpus", "train", "validation", "test")
 
-Form = Literal["list", "letter", "yes", "open"]
-"""How the answer is asked for: a list of the options, lettered options, yes or no for true or false, or free."""
-
-LETTERS = "ABCD"
-MARK_LINE = f"{IMAGE_MARK}\n"
+Form = Literal["list", "yes", "open"]
+"""How the answer is asked for: a list of the options, yes or no for true or false, or free. There are no lettered
+options: whoever knows the answer would still have to find its letter, and tiny backbones fail at that."""
 
 
 def part_of(scene: Scene) -> Part:
@@ -68,20 +66,12 @@ def asked(puzzle: Puzzle, form: Form, dice: Dice, size: int = 4, slot: int | Non
     """The puzzle's question in a form, with at most `size` options where the puzzle does not fix them.
 
     slot: where the answer stands among shuffled options, modulo their number; at random when left out.
-
-    A lettered question is answered by its letter; the option's text is accepted, too.
     """
     if form == "open":
         return Asked(f"{puzzle.question}\nYour answer is:", puzzle.answer)
     options, answer = offered(puzzle, dice, size, slot), puzzle.answer
     if form == "yes" and puzzle.answers == TRUTH:
         options, answer = ["yes", "no"], "yes" if answer == TRUTH[0] else "no"
-    if form == "letter":
-        shown = " | ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-        letter = LETTERS[options.index(answer)]
-        return Asked(
-            f"{puzzle.question}\nChoice list:[{shown}]. Your answer is:", letter, tuple(options), (letter, answer)
-        )
     return Asked(f"{puzzle.question}\nChoice list:[{', '.join(options)}]. Your answer is:", answer, tuple(options))
 
 
@@ -97,9 +87,20 @@ def offered(puzzle: Puzzle, dice: Dice, size: int, slot: int | None) -> list[str
     return options
 
 
+def marks(count: int) -> str:
+    """Where the pictures stand, a line each; several are called by their place in the row, as questions call them.
+
+    >>> marks(1), marks(2)
+    ('<image>\\n', 'first: <image>\\nsecond: <image>\\n')
+    """
+    if count == 1:
+        return f"{IMAGE_MARK}\n"
+    return "".join(f"{ordinal}: {IMAGE_MARK}\n" for ordinal in ORDINALS[:count])
+
+
 def sample_of(name: str, text: Asked, scenes: Sequence[Scene]) -> Sample:
-    """The sample: one `<image>` mark per picture first, then the question."""
+    """The sample: a line with an `<image>` mark for each picture first, then the question."""
     pictures: tuple[Picture, ...] = tuple(DrawnPicture(scene) for scene in scenes)
-    human = MARK_LINE * len(pictures) + text.question
+    human = marks(len(pictures)) + text.question
     turn = Turn(human, text.answer)
     return Sample(name, (turn,), pictures, text.options, text.references)

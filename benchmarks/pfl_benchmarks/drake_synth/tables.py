@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from pfl_benchmarks.drake_synth.families import FAMILIES
 from pfl_benchmarks.drake_synth.lexicons import LANGUAGES
+from pfl_benchmarks.drake_synth.render import marks
 from pfl_benchmarks.drake_synth.tasks import TEMPLATES, UNSEEN, Plan, Spec, client_id, home_words
 from pfl_benchmarks.drake_synth.words import MADE_UP, PLAIN
 
 FORM_NAMES: Mapping[str, str] = {
     "list": "options",
-    "letter": "lettered options",
     "yes": "yes or no",
     "open": "open",
 }
@@ -28,7 +28,7 @@ def _head(*names: str) -> list[str]:
 def _describe(spec: Spec, group: str) -> tuple[str, str, str, str]:
     """Pictures, form, kind of made-up words, and the first test question on one line."""
     sample = Plan(spec, group, (0, "table")).sample("test", 0)
-    question = sample.turns[0].human.replace("<image>\n", "").split("\n")[0]
+    question = sample.turns[0].human.removeprefix(marks(len(sample.pictures))).split("\n")[0]
     return str(len(sample.pictures)), FORM_NAMES[spec.form], FAMILIES[spec.family].focus, question
 
 

@@ -65,31 +65,31 @@ TEMPLATES: tuple[Template, ...] = (
         Spec("same", "list"), Spec("became", "list"), Spec("which_colour_3", "list"), Spec("both", "list"),
     )),
     Template(_V, 1, LLAMA_M, (
-        Spec("changed", "open"), Spec("both", "yes", 1), Spec("odd_3", "list"), Spec("which_colour_4", "letter"),
+        Spec("changed", "open"), Spec("both", "yes", 1), Spec("odd_3", "list"), Spec("which_colour_4", "list"),
     )),
     Template(_V, 2, QWEN_S, (
-        Spec("became", "open", 1), Spec("same", "yes", 1), Spec("which_colour_4", "list", 1), Spec("odd_4", "letter"),
+        Spec("became", "open", 1), Spec("same", "yes", 1), Spec("which_colour_4", "list", 1), Spec("odd_4", "list"),
     )),
     Template(_R, 0, LLAMA_S, (
-        Spec("make_of", "letter"), Spec("rule", "list"), Spec("mix", "letter"), Spec("fits", "list"),
+        Spec("make_of", "list"), Spec("rule", "list"), Spec("mix", "list"), Spec("fits", "list"),
     )),
     Template(_R, 1, QWEN_S, (
         Spec("rule", "list", 1), Spec("make_of", "list", 1), Spec("fits", "yes", 1), Spec("mix", "open"),
     )),
     Template(_R, 2, QWEN_M, (
-        Spec("make_of", "open"), Spec("next_number", "list"), Spec("rule", "letter"), Spec("fits", "letter"),
+        Spec("make_of", "open"), Spec("next_number", "list"), Spec("rule", "list"), Spec("fits", "list"),
     )),
     Template(_Q, 0, LLAMA_S, (
         Spec("colour_of", "open"), Spec("count", "open"), Spec("verify_colour", "list"), Spec("where_colour", "list"),
     )),
     Template(_Q, 1, LLAMA_M, (
-        Spec("shape_of", "list"), Spec("most", "open"), Spec("where_shape", "letter"), Spec("verify_shape", "yes"),
+        Spec("shape_of", "list"), Spec("most", "open"), Spec("where_shape", "list"), Spec("verify_shape", "yes"),
     )),
     Template(_Q, 2, QWEN_S, (
-        Spec("verify_colour", "yes", 1), Spec("colour_of", "letter"), Spec("shape_of", "open"), Spec("beside", "list"),
+        Spec("verify_colour", "yes", 1), Spec("colour_of", "list"), Spec("shape_of", "open"), Spec("beside", "list"),
     )),
     Template(_Q, 3, QWEN_M, (
-        Spec("describe", "open"), Spec("most", "letter", 1), Spec("verify_shape", "list", 1),
+        Spec("describe", "open"), Spec("most", "list", 1), Spec("verify_shape", "list", 1),
         Spec("where_shape", "list", 1),
     )),
 )  # fmt: skip
@@ -97,7 +97,7 @@ TEMPLATES: tuple[Template, ...] = (
 UNSEEN: tuple[tuple[str, str, Spec], ...] = (
     ("new-task-type", _V, Spec("more", "list")),
     ("new-task-type", _R, Spec("verify_make", "list")),
-    ("new-task-type", _R, Spec("total", "letter")),
+    ("new-task-type", _R, Spec("total", "list")),
     ("new-task-type", _Q, Spec("size_of", "list")),
     ("new-visual-domain", _V, Spec("both", "list", style="striped")),
     ("new-visual-domain", _R, Spec("make_of", "list", style="grainy")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from pfl_model_zoo.cards import PACKAGE, ZooCard
@@ -12,11 +13,12 @@ from pfl_platform.errors import UserError
 
 SAFE = ("*.safetensors",)
 PICKLED = ("*.bin", "*.pt", "*.pth")
+ELSEWHERE = "package:"
 DESCRIBING = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def locate(card: ZooCard, options: LoadOptions) -> Path:
-    """The folder with the backbone's files: the user's, the package's, or the hub cache's."""
+    """The folder with the backbone's files: the user's, that of this or another package, or the hub cache's."""
     if options.path is not None:
         if not (options.path / "config.json").is_file():
             raise UserError(
@@ -32,7 +34,22 @@ def locate(card: ZooCard, options: LoadOptions) -> Path:
                 "install the package anew, or make them with tools/pretrain_zoo.py."
             )
         return folder
+    if card.source.startswith(ELSEWHERE):
+        return from_package(card)
     return from_hub(card.name, card.source, options)
+
+
+def from_package(card: ZooCard) -> Path:
+    """The folder in an installed package, which is not imported."""
+    name, _, below = card.source.removeprefix(ELSEWHERE).partition("/")
+    spec = find_spec(name)
+    folder = Path(spec.origin).parent / below if spec is not None and spec.origin else None
+    if folder is None or not (folder / "config.json").is_file():
+        raise UserError(
+            f"The backbone '{card.name}' comes with the package {name.replace('_', '-')}, which is not installed; "
+            "install it, or give a folder with the backbone option path."
+        )
+    return folder
 
 
 def from_hub(name: str, source: str, options: LoadOptions) -> Path:

@@ -88,19 +88,46 @@ def config_in(folder: Path, card: ZooCard) -> PreTrainedConfig:
 
 
 def check_size(config: PreTrainedConfig, folder: Path, card: ZooCard) -> None:
-    text = config.get_text_config()
-    if (text.num_hidden_layers, text.hidden_size) != (card.layers, card.hidden_size):
+    layers, width = size_of(config)
+    if (layers, width) != (card.layers, card.hidden_size):
         raise UserError(
-            f"The folder {folder} holds a model with {text.num_hidden_layers} layers of width {text.hidden_size}, but "
+            f"The folder {folder} holds a model with {layers} layers of width {width}, but "
             f"'{card.name}' has {card.layers} of width {card.hidden_size}; name the right folder or backbone."
         )
 
 
+def size_of(config: PreTrainedConfig) -> tuple[int, int]:
+    """Layers and width; the layers of an encoder-decoder are those of both together."""
+    text = config.get_text_config()
+    more = text.num_decoder_layers if text.is_encoder_decoder else 0
+    return text.num_hidden_layers + more, text.hidden_size
+
+
 def read_model(kind: Any, folder: Path, card: ZooCard, options: LoadOptions) -> PreTrainedModel:
     """A model from its files, in the precision and with the attention of the options."""
+    model, report = _read(kind, folder, card, options)
+    require_complete(report["missing_keys"], folder, card)
+    return model
+
+
+def read_classifier(
+    kind: Any, folder: Path, card: ZooCard, options: LoadOptions, heads: tuple[str, ...], classes: int
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A model with so many classes, and which of its heads (paths) the files lack, or have in another size."""
+    model, report = _read(kind, folder, card, options, num_labels=classes, ignore_mismatched_sizes=True)
+    unlike = [str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]]
+    absent = {*report["missing_keys"], *unlike}
+    fresh = tuple(path for path in heads if any(key.startswith(f"{path}.") for key in absent))
+    require_complete({key for key in absent if not key.startswith(tuple(f"{path}." for path in fresh))}, folder, card)
+    return model, fresh
+
+
+def _read(
+    kind: Any, folder: Path, card: ZooCard, options: LoadOptions, **more: Any
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     files = weight_files(folder, card.name, allow_pickle=options.allow_pickle)
     try:
-        with quiet():
+        with quiet(), torch.random.fork_rng(devices=[]):  # what the files lack is drawn anew, and replaced or refused
             model, report = kind.from_pretrained(
                 folder,
                 dtype=dtype_of(options),
@@ -108,13 +135,12 @@ def read_model(kind: Any, folder: Path, card: ZooCard, options: LoadOptions) -> 
                 local_files_only=True,
                 use_safetensors=files[0].suffix == ".safetensors",
                 output_loading_info=True,
+                **more,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"The weights of backbone '{card.name}' in {folder} cannot be read: {reason}") from None
-    require_complete(report["missing_keys"], folder, card)
-    loaded: PreTrainedModel = model
-    return loaded
+    return model, report
 
 
 def require_complete(missing: Any, folder: Path, card: ZooCard) -> None:
@@ -157,8 +183,8 @@ def draw_weights(model: nn.Module, seed: int) -> None:
                     value.copy_(noise / fan_in**0.5)
 
 
-def read_tokenizer(folder: Path, name: str) -> Any:
-    """The fast tokenizer of a folder."""
+def read_tokenizer(folder: Path, name: str, *, generates: bool = True) -> Any:
+    """The fast tokenizer of a folder. A backbone that generates needs an end token, another one a padding token."""
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
@@ -167,8 +193,10 @@ def read_tokenizer(folder: Path, name: str) -> Any:
         raise UserError(f"The tokenizer of backbone '{name}' in {folder} cannot be read: {reason}") from None
     if not tokenizer.is_fast:
         raise UserError(f"The tokenizer of backbone '{name}' in {folder} has no tokenizer.json, which spans need.")
-    if tokenizer.eos_token_id is None:
+    if generates and tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer of backbone '{name}' in {folder} names no end token (eos_token).")
+    if not generates and tokenizer.pad_token_id is None:
+        raise UserError(f"The tokenizer of backbone '{name}' in {folder} names no padding token (pad_token).")
     return tokenizer
 
 
@@ -202,11 +230,7 @@ def assemble(
     digest: str,
 ) -> Backbone:
     """A frozen backbone from its parts. `decoder`: path of the module that holds `layers` and `norm`."""
-    module: nn.Module = model
-    module.eval()
-    module.requires_grad_(False)
-    if options.device != "meta":
-        module.to(device_of(options))
+    frozen(model, options)
     text = model.config.get_text_config()
     longest = options.max_length or min(int(text.max_position_embeddings), LONGEST_ROW)
     codec = ChatCodec(
@@ -226,10 +250,20 @@ def assemble(
     )
 
 
-def digest_of_files(folder: Path, card: ZooCard, options: LoadOptions) -> str:
-    """Names what was read from a folder."""
+def frozen(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
+    """The model in evaluation mode, without gradients, on the device of the options."""
+    module: nn.Module = model
+    module.eval()
+    module.requires_grad_(False)
+    if options.device != "meta":
+        module.to(device_of(options))
+    return model
+
+
+def digest_of_files(folder: Path, card: ZooCard, options: LoadOptions, *also: str) -> str:
+    """Names what was read from a folder, and whatever else decides the model."""
     files = weight_files(folder, card.name, allow_pickle=options.allow_pickle)
-    return digest_of([*files, *describing_files(folder)])
+    return digest_of([*files, *describing_files(folder)], *also)
 
 
 def digest_of_random(config: PreTrainedConfig, folder: Path, options: LoadOptions) -> str:
