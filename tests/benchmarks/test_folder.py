@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from pfl_benchmarks.folder import choices, files, records
 from pfl_benchmarks.folder.benchmark import FolderBenchmark
+from pfl_benchmarks.folder.pictures import Pictures
 from pfl_benchmarks.folder.plugin import pfl_make_benchmark
 from pfl_benchmarks.folder.splits import capped, cut_validation
-from pfl_platform.data import Sample, Turn
+from pfl_platform.data import FilePicture, Sample, Turn
 from pfl_platform.errors import UserError
 
 Record = dict[str, Any]
@@ -299,12 +300,38 @@ def test_proposed_settings(tiny: Any) -> None:
 def test_pictures_are_opened_on_use(tiny: Any) -> None:
     broken = tiny.root / "dataset" / "Colour" / "images" / "test-0.png"
     Image.effect_noise((32, 32), 99).save(broken)
-    broken.write_bytes(broken.read_bytes()[:200])  # the header is whole, the pixels are not
+    content = broken.read_bytes()
+    broken.write_bytes(content[:200])
+    for check in ("full", "header", "auto"):
+        with pytest.raises(UserError, match=r"test/dataset-0\.json, record 0: .*test-0\.png is broken"):
+            load(tiny.root, check=check)
+    broken.write_bytes(content[:200] + bytes(60) + content[260:])  # beginning and end are whole, the pixels are not
     with pytest.raises(UserError, match=r"test/dataset-0\.json, record 0: .*test-0\.png is broken"):
         load(tiny.root)
     picture = load(tiny.root, check="header").clients[0].tasks[0].test[0].pictures[0]
     with pytest.raises(UserError, match=r"test-0\.png cannot be read"):
         picture.load()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kept", ["all", "half", "all but the last 40 bytes", "all and two more"])
+def test_the_quick_check_refuses_exactly_what_cannot_be_loaded(tmp_path: Path, form: str, kept: str) -> None:
+    file = tmp_path / f"a.{form.lower()}"
+    Image.effect_noise((64, 64), 99).convert("P" if form == "GIF" else "RGB").save(file, format=form)
+    whole = file.read_bytes()
+    change = {"all": whole, "half": whole[: len(whole) // 2], "all and two more": whole + b"xx"}
+    file.write_bytes(change.get(kept, whole[:-40]))
+    picture = FilePicture(file)
+    pictures = Pictures()
+    pictures.add({0: Sample("s", (Turn("q", "a"),), (picture,))}, tmp_path / "x.json", tmp_path)
+    if kept.startswith("all and") or kept == "all":
+        pictures.check("header")
+        assert picture.load().size == (64, 64)
+    else:
+        with pytest.raises(UserError, match=r"record 0: .* is broken"):
+            pictures.check("header")
+        with pytest.raises(UserError, match="cannot be read"):
+            picture.load()
 
 
 # Public sets.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from pfl_benchmarks.folder.plugin import pfl_make_benchmark
-from pfl_platform.errors import UserError
+from pfl_platform.cli import main
 
 Change = Callable[[Any], Mapping[str, Any] | None]
 """What is done to the tiny federation; returns options for the loader."""
@@ -71,6 +74,11 @@ def link_to_itself(tiny: Any) -> None:
     (tiny.root / PICTURE).symlink_to(tiny.root / PICTURE)
 
 
+def pipe(tiny: Any) -> None:
+    (tiny.root / PICTURE).unlink()
+    os.mkfifo(tiny.root / PICTURE)
+
+
 def truncate(tiny: Any) -> None:
     Image.effect_noise((32, 32), 99).save(tiny.root / PICTURE)
     (tiny.root / PICTURE).write_bytes((tiny.root / PICTURE).read_bytes()[:200])
@@ -120,6 +128,14 @@ BAD: dict[str, tuple[Change, str]] = {  # the parts around the dots stand in the
     "metric is no name": (task(metric=1), "task 2: 'metric' is the name of a metric … a number"),
     "data set leaves": (task(dataset="../x"), "task 2: 'dataset' is '../x', which is not allowed"),
     "subset leaves": (task(subset_id=".."), "task 2: 'subset_id' is '..', which is not allowed"),
+    "long name": (task(dataset="d" * 300), "task 2: 'dataset' is 300 bytes long, and at most 200 are allowed"),
+    "long scenario": (options(scenario="s" * 300), "is neither a file nor below"),
+    "adapter is no options": (scenario(lambda s: s[0].update(adapter=4)), "entry 0: 'adapter' holds … is a number"),
+    "number without end": (content(FILE, '[{"id": ' + "1" * 5000 + "}]"), "dataset-0.json is not valid JSON: Exceeds"),
+    "half a character": (
+        turns(("human", "\ud83d"), ("gpt", "x")),
+        "train/dataset-0.json holds half of a character (an escape such as \\ud83d without its second half)",
+    ),
     "no model": (scenario(lambda s: s[1].pop("model_id")), "the client 'two' has no model_id … 'default_backbone'"),
     "model is no name": (scenario(lambda s: s[1].update(model_id=3)), "entry 1: 'model_id' is the name of a backbone"),
     "unknown model": (options(backbone_map={"tiny-x": "y"}), "'backbone_map' names … 'tiny-x' … tiny.json lacks. Did"),
@@ -130,6 +146,10 @@ BAD: dict[str, tuple[Change, str]] = {  # the parts around the dots stand in the
     "empty picture": (content(PICTURE, ""), "record 3: the picture … train-3.png is broken or no picture"),
     "no picture": (content(PICTURE, "text"), "record 3: the picture … train-3.png is broken or no picture"),
     "link out": (link_out, "record 3: the picture … train-3.png leaves the root … through a link"),
+    "picture is a folder": (record(2, image="dataset/Colour"), "record 2: the picture … Colour is no file"),
+    "picture is a pipe": (pipe, "record 3: the picture … train-3.png is no file"),
+    "null in a path": (record(2, image="a\0b"), "record 2: the picture path 'a\\x00b' holds a null character"),
+    "long path": (record(2, image="a" * 300), "record 2: the picture … does not exist or cannot be read"),
     "link to itself": (link_to_itself, "record 3: the picture … train-3.png does not exist or cannot be read"),
     "path out": (record(2, image="../x.png"), "dataset-0.json, record 2: the picture path '../x.png' leaves the root"),
     "path in and out": (record(2, image="dataset/../../x.png"), "record 2: the picture path … leaves the root"),
@@ -156,17 +176,24 @@ BAD: dict[str, tuple[Change, str]] = {  # the parts around the dots stand in the
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(tiny: Any, case: str) -> None:
+def test_bad_input(
+    tiny: Any, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence and exit code 2 from the command itself, and nothing on disk."""
+    monkeypatch.chdir(tmp_path)
     change, expected = BAD[case]
     given = change(tiny) or {}
-    with pytest.raises(UserError) as caught:
-        pfl_make_benchmark("folder", {"path": str(tiny.root), **given})
-    rest = str(caught.value)
-    assert "\n" not in rest
+    sets = [f"--set=benchmark.{name}={json.dumps(value)}" for name, value in given.items()]
+    before = sorted(tmp_path.iterdir())
+    assert main(["run", "--plugin", "sft", "--benchmark", str(tiny.root), *sets]) == 2
+    out, rest = capsys.readouterr()
+    assert out == ""
+    assert rest.startswith("error: ")
+    assert rest.count("\n") == 1
     for part in expected.split(" … "):
-        assert part in rest, str(caught.value)
+        assert part in rest, rest
         rest = rest.split(part, 1)[1]
-    assert caught.value.exit_code == 2
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_tiny_federation_is_sound(tiny: Any) -> None:

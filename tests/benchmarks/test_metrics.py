@@ -16,7 +16,7 @@ from pfl_benchmarks.metrics.plugin import pfl_make_metric
 from pfl_benchmarks.metrics.rouge_l import rouge_l
 from pfl_benchmarks.metrics.token_f1 import f1
 from pfl_platform.data import Sample, Turn
-from pfl_platform.evaluation.surfaces import Metric
+from pfl_platform.evaluation.surfaces import Metric, Prediction
 
 ANIMALS = ("deer", "horse", "bird", "frog")
 LETTERED = "<image>\nWhich? Choice list:[A. deer | B. horse | C. bird | D. frog]. Your answer is:"
@@ -33,7 +33,7 @@ def metric(name: str, **options: object) -> Metric:
     return made
 
 
-@pytest.mark.parametrize("module", ["text", "exact", "token_f1", "rouge_l", "choice"])
+@pytest.mark.parametrize("module", ["text", "exact", "token_f1", "rouge_l", "choice", "matthews", "pearson_spearman"])
 def test_examples_in_the_documentation_run(module: str) -> None:
     result = doctest.testmod(import_module(f"pfl_benchmarks.metrics.{module}"))
     assert result.attempted > 0
@@ -162,3 +162,74 @@ def test_importing_plugins_is_light() -> None:
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def cell(name: str, items: list[tuple[str, str]], options: tuple[str, ...] = (), **given: object) -> float:
+    """The total of (prediction, gold) pairs."""
+    chosen = metric(name, **given)
+    samples = [sample("?", gold, options) for _, gold in items]
+    made = [
+        Prediction(str(k), text, chosen.score(text, asked))
+        for k, ((text, _), asked) in enumerate(zip(items, samples, strict=True))
+    ]
+    return chosen.total(made, samples)
+
+
+def test_a_total_is_the_mean_unless_the_metric_says_otherwise() -> None:
+    assert cell("exact", [("a", "a"), ("b", "a"), ("a", "a"), ("", "a")]) == 0.5
+
+
+WORDS = ("no", "yes")
+
+
+def test_matthews_by_hand() -> None:
+    """6 right yes, 1 false yes, 2 missed, 3 right no: (6 * 3 - 1 * 2) / sqrt(7 * 8 * 4 * 5) = 16 / sqrt(1120)."""
+    items = [("yes", "yes")] * 6 + [("yes", "no")] + [("No.", "yes")] * 2 + [("no", "no")] * 3
+    assert cell("matthews", items, WORDS) == pytest.approx(16 / 1120**0.5)
+    turned = [("no" if text == "yes" else "yes", gold) for text, gold in items]
+    assert cell("matthews", turned, WORDS) == pytest.approx(-16 / 1120**0.5)
+    assert cell("matthews", [(gold, gold) for _, gold in items], WORDS) == pytest.approx(1.0)
+
+
+def test_matthews_where_nothing_varies_is_zero() -> None:
+    assert cell("matthews", [("yes", "yes"), ("yes", "no")], WORDS) == 0.0
+    assert cell("matthews", [("yes", "yes"), ("no", "yes")], WORDS) == 0.0
+    assert cell("matthews", [("well", "yes"), ("", "no")], WORDS) == 0.0  # no answer at all is not the wrong one
+
+
+def test_an_answer_that_names_no_option_is_a_class_of_its_own() -> None:
+    """With classes yes 1, no 0, none -1, from the definition for many classes: (c s - sum p t) over the two roots."""
+    items = [("yes", "yes"), ("no", "no"), ("maybe", "yes"), ("no", "no")]
+    # c = 3 right of s = 4; predicted yes 1, no 2, none 1; right yes 2, no 2.
+    found = (3 * 4 - (1 * 2 + 2 * 2)) / ((16 - (1 + 4 + 1)) ** 0.5 * (16 - (4 + 4)) ** 0.5)
+    assert cell("matthews", items, WORDS) == pytest.approx(found)
+    assert metric("matthews").score("maybe", sample("?", "yes", WORDS)) == 0.0
+
+
+def test_pearson_and_spearman_by_hand() -> None:
+    """x = 1, 2, 6 and y = 0, 3, 3 (ties share rank 2.5): Pearson 6 / sqrt(14 * 6), Spearman 1.5 / sqrt(2 * 1.5)."""
+    items = [("1", "0.0"), ("2.0", "3.0"), ("It is 6", "3.0")]
+    assert cell("pearson-spearman", items) == pytest.approx((6 / 84**0.5 + 1.5 / 3**0.5) / 2)
+    mirrored = [(str(-float(text.split()[-1])), gold) for text, gold in items]
+    assert cell("pearson-spearman", mirrored) == pytest.approx(-(6 / 84**0.5 + 1.5 / 3**0.5) / 2)
+
+
+def test_answers_without_a_number_count_as_minus_one() -> None:
+    items = [("1", "1.0"), ("none", "2.0"), ("4", "4.5")]
+    assert cell("pearson-spearman", items) == cell("pearson-spearman", [("1", "1.0"), ("-1", "2.0"), ("4", "4.5")])
+    assert cell("pearson-spearman", [("x", "1.0"), ("y", "2.0")]) == 0.0
+    assert cell("pearson-spearman", [("3", "1.0")]) == 0.0
+
+
+def test_an_items_own_score_is_nearness() -> None:
+    asked = sample("?", "4.0")
+    scores = [metric("pearson-spearman").score(text, asked) for text in ("4.0", "3", "9.5", "nothing")]
+    assert scores == [1.0, pytest.approx(0.8), 0.0, 0.0]
+    assert metric("pearson-spearman", scale=2.0).score("3", asked) == 0.5
+
+
+@given(st.lists(st.tuples(st.sampled_from(["no", "yes", "x"]), st.sampled_from(WORDS)), min_size=1, max_size=20))
+def test_matthews_lies_between_its_bounds_and_knows_no_order(items: list[tuple[str, str]]) -> None:
+    value = cell("matthews", items, WORDS)
+    assert -1.0 - 1e-12 <= value <= 1.0 + 1e-12
+    assert cell("matthews", items[::-1], WORDS) == pytest.approx(value)

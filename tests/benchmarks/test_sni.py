@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pfl_benchmarks.sni import instances
 from pfl_benchmarks.sni.plugin import pfl_make_benchmark
+from pfl_platform.cli import main
 from pfl_platform.data import Benchmark, Sample
 from pfl_platform.errors import UserError
 
@@ -192,6 +193,28 @@ def test_bad_options(root: Path) -> None:
     for options in ({"clients": 3}, {"definition": "half"}, {"backbones": []}):
         with pytest.raises(ValidationError):
             load(root, **options)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("tasks/c.json", b'{"Instances": [}', "tasks/c.json is not valid JSON: Expecting value at line 1, column 16."),
+        ("tasks/c.json", b"[]", "tasks/c.json is no task of Super-NaturalInstructions: it has no list 'Instances'."),
+        ("splits/own/train_tasks.txt", b"a\n\xff\n", "train_tasks.txt cannot be read: 'utf-8' codec can't decode byte"),
+        ("splits/own/train_tasks.txt", b"a\nbb\n", "tasks/bb.json does not exist."),
+        ("splits/own/train_tasks.txt", b"a\n", "has 1 train tasks, and num_clients is 2."),
+    ],
+)
+def test_the_command_refuses_bad_files(
+    root: Path, file: str, content: bytes, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (root / file).write_bytes(content)
+    sets = [f"--set=benchmark.{name}={value}" for name, value in {"root": root, **SMALL}.items()]
+    assert main(["run", "--plugin", "sft", "--benchmark", "sni", *sets, "--out", str(tmp_path / "never")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert sentence in err
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.realdata

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from pfl_platform.errors import UserError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of one half of a character."""
 
 
 def read_json(path: Path) -> Any:
@@ -18,12 +22,21 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}.") from None
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()  # fails at a half that stands alone
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path} holds half of a character (an escape such as \\ud83d without its second half); mend the text."
+        ) from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path} is not valid JSON: {error.msg} at {where}.") from None
     except RecursionError:
         raise UserError(f"{path} is not valid JSON: it is nested too deeply.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path} is not valid JSON: {str(error).partition(';')[0]}.") from None
+    return content
 
 
 def read_list(path: Path, what: str) -> list[Any]:

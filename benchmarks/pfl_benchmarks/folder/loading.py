@@ -113,7 +113,7 @@ def load(options: FolderOptions) -> FolderBenchmark:
     public = options.public or (path / PUBLIC if (path / PUBLIC).is_dir() else None)
     sets = _public_sets(options, public, samples_of(loader.tasks.values()), loader.pictures) if public else {}
     content = digest_of(data, unseen_tasks, sets, loader.pictures)
-    fixed = FixedBenchmark(path.resolve().name, data, content, unseen_tasks, _proposed(path), sets)
+    fixed = FixedBenchmark(path.resolve().name, data, content, unseen_tasks, _proposed(path, clients), sets)
     return FolderBenchmark(fixed, options, loader.pictures, overlaps(loader.tasks.values(), keys))
 
 
@@ -157,10 +157,11 @@ def _only_public(options: FolderOptions) -> FolderBenchmark:
     return FolderBenchmark(FixedBenchmark(options.public.stem, (), content, public_sets=sets), options, pictures)
 
 
-def _proposed(path: Path) -> Mapping[str, Any]:
-    """Run settings in the folder's `defaults.yaml`, if there is one."""
+def _proposed(path: Path, clients: Sequence[ScenarioClient]) -> Mapping[str, Any]:
+    """Run settings in the folder's `defaults.yaml`, if there is one, and what the scenario says of single clients."""
     file = path / DEFAULTS
     settings = read_settings(file) if file.is_file() else {}
     if unknown := next((key for key in settings if key not in PROPOSABLE), None):
         raise UserError(f"{file}: a benchmark cannot propose '{unknown}'." + nearest(unknown, PROPOSABLE))
-    return settings
+    own = {client.client_id: {"adapter": dict(client.adapter)} for client in clients if client.adapter}
+    return {**settings, "clients": own} if own else settings

@@ -17,7 +17,7 @@ def _names(value: object) -> object:
 class FolderOptions(BaseModel):
     """Options of the benchmark `folder`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: Path | None = Field(None, description="the folder that holds `dataset/` and the scenario")
     scenario: str | None = Field(None, description="scenario file, by name or path; default: the only one")
@@ -34,4 +34,6 @@ class FolderOptions(BaseModel):
     public: Path | None = Field(None, description="public record file or folder; default: `public/` in the folder")
     public_size: int | None = Field(None, ge=1, description="records read per public set; default: all")
     public_root: Path | None = Field(None, description="what the public set's picture paths are relative to")
-    check: Check = Field("auto", description="auto: decode all pictures up to 5,000, read headers beyond; full; header")
+    check: Check = Field(
+        "auto", description="auto: decode the first 5,000 pictures, read beginning and end of the rest; full; header"
+    )

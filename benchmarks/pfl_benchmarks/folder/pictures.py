@@ -14,7 +14,11 @@ from pfl_platform.errors import UserError
 
 Check = Literal["auto", "full", "header"]
 FULL_CHECK_LIMIT = 5_000
-"""Pictures up to which `auto` decodes every one; beyond it reads headers only."""
+"""So many pictures `auto` decodes, the ones that records name first; of the rest it reads beginning and end."""
+END_MARKS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b"\x3b"}
+"""What the last bytes of a whole file are, by Pillow's name of the format."""
+SIZE_FIELDS = {"WEBP": (4, 8), "BMP": (2, 0)}
+"""Where a file says how long it is: position of four bytes, little-endian, and what they leave out."""
 
 
 class Pictures:
@@ -22,6 +26,7 @@ class Pictures:
 
     def __init__(self) -> None:
         self._named_at: dict[Path, tuple[str, Path]] = {}
+        self._checked: set[Path] = set()
         self._sizes: dict[Path, int] = {}
         self._fingerprints: dict[Path, str] = {}
 
@@ -32,17 +37,26 @@ class Pictures:
                 self._named_at.setdefault(path, (f"{file}, record {index}", root))
 
     def check(self, how: Check) -> None:
-        """Every picture exists inside the root and can be opened; `full` decodes it and remembers its fingerprint."""
-        full = how == "full" or (how == "auto" and len(self._named_at) <= FULL_CHECK_LIMIT)
+        """Every picture exists inside the root and is whole.
+
+        `full` decodes it and remembers its fingerprint. `header` reads its beginning and its end, which finds a file
+        that was cut off but not one with a damaged middle; where the end says nothing, the file is decoded after all.
+        """
+        decoded = {"full": len(self._named_at), "header": 0, "auto": FULL_CHECK_LIMIT}[how]
         roots = {root: root.resolve() for _, root in self._named_at.values()}
         for path, (where, root) in self._named_at.items():
+            if path in self._checked:
+                continue
             try:
                 if not path.resolve(strict=True).is_relative_to(roots[root]):
                     raise UserError(f"{where}: the picture {path} leaves the root {root} through a link.")
                 self._sizes[path] = path.stat().st_size
             except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
                 raise UserError(f"{where}: the picture {path} does not exist or cannot be read.") from error
-            self._decode(path, where, full=full)
+            if not path.is_file():
+                raise UserError(f"{where}: the picture {path} is no file.")
+            self._decode(path, where, full=len(self._checked) < decoded)
+            self._checked.add(path)
 
     def _decode(self, path: Path, where: str, *, full: bool) -> None:
         from PIL import Image
@@ -56,10 +70,24 @@ class Pictures:
                         image.load()
                     self._fingerprints[path] = hashlib.sha256(data).hexdigest()
                 else:
-                    with Image.open(path):
-                        pass
+                    with Image.open(path) as image:
+                        if not self._ends(path, image.format or ""):
+                            image.load()
         except Exception as error:  # decoders raise many types; each means that this file is no whole picture
             raise UserError(f"{where}: the picture {path} is broken or no picture: {error}.") from None
+
+    def _ends(self, path: Path, form: str) -> bool:
+        """Whether the file ends as a whole one does. False where it cannot be told: bytes may follow the mark."""
+        with path.open("rb") as file:
+            if form in SIZE_FIELDS:
+                position, more = SIZE_FIELDS[form]
+                file.seek(position)
+                return int.from_bytes(file.read(4), "little") + more <= self._sizes[path]
+            mark = END_MARKS.get(form)
+            if mark is None or self._sizes[path] < len(mark):
+                return False
+            file.seek(-len(mark), io.SEEK_END)
+            return file.read() == mark
 
     def size(self, path: Path) -> int:
         """Bytes in the file."""

@@ -54,6 +54,8 @@ def _image_paths(record: dict[str, Any], where: str) -> list[str]:
     for path in paths:
         if not isinstance(path, str) or not path:
             raise UserError(f"{where}: 'image' is a path or a list of paths, and holds {kind_of(path)}.")
+        if "\0" in path:
+            raise UserError(f"{where}: the picture path {path!r} holds a null character.")
         parts = PurePosixPath(path)
         if parts.is_absolute() or PureWindowsPath(path).is_absolute() or ".." in parts.parts:
             raise UserError(f"{where}: the picture path '{path}' leaves the root; use a path below it.")

@@ -1,12 +1,12 @@
 """Scenario files: which client has which tasks and which model.
 
-A list of `{client_id, model_id, datasets: [{dataset, subset_id, type, metric?}]}`.
+A list of `{client_id, model_id, adapter?, datasets: [{dataset, subset_id, type, metric?}]}`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,6 +14,8 @@ from pfl_benchmarks.folder.files import kind_of, read_list
 from pfl_platform.data import Kind
 from pfl_platform.errors import UserError, nearest
 
+LONGEST_NAME = 200
+"""Bytes; names become parts of file names, which may have 255."""
 IDLE = "dummy"
 """Data set of an idle task slot: the client has nothing to learn there, so the slot is skipped."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -42,11 +44,13 @@ class TaskSlot:
 
 @dataclass(frozen=True)
 class ScenarioClient:
-    """One entry of a scenario; `model_id` is empty when the file names none."""
+    """One entry of a scenario; `model_id` is empty when the file names none. `adapter` holds options of the run's
+    adapter that are different for this client."""
 
     client_id: str
     model_id: str
     tasks: tuple[TaskSlot, ...]
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_scenario(root: Path, name: str | None) -> Path:
@@ -56,7 +60,7 @@ def find_scenario(root: Path, name: str | None) -> Path:
         known.setdefault(single.name, single)
     if name is not None:
         places = [Path(name), root / name, root / "scenarios" / name, root / "scenarios" / f"{name}.json"]
-        found = next((path for path in places if path.is_file()), None)
+        found = next((path for path in places if _is_file(path)), None)
         if found is None:
             stems = [path.stem for path in known.values()]
             hint = nearest(name.removesuffix(".json"), stems) if stems else ""
@@ -90,6 +94,13 @@ def read_scenario(path: Path) -> tuple[ScenarioClient, ...]:
     return tuple(clients.values())
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
+
+
 def _is_task_list(path: Path) -> bool:
     return path.stem.endswith("_task_list")
 
@@ -100,6 +111,9 @@ def _client(entry: Any, where: str) -> ScenarioClient:
     model_id = entry.get("model_id") or ""
     if not isinstance(model_id, str):
         raise UserError(f"{where}: 'model_id' is the name of a backbone, and is {kind_of(model_id)}.")
+    adapter = entry.get("adapter") or {}
+    if not isinstance(adapter, dict):
+        raise UserError(f"{where}: 'adapter' holds options by name, such as {{\"r\": 4}}, and is {kind_of(adapter)}.")
     slots = entry.get("datasets")
     if not isinstance(slots, list):
         raise UserError(f"{where}: 'datasets' must be a list of tasks.")
@@ -112,7 +126,7 @@ def _client(entry: Any, where: str) -> ScenarioClient:
     names = [task.name for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{where}: the client '{client_id}' has the task '{twice}' twice.")
-    return ScenarioClient(client_id, model_id, tasks)
+    return ScenarioClient(client_id, model_id, tasks, adapter)
 
 
 def _task(slot: Any, where: str) -> TaskSlot:
@@ -137,8 +151,10 @@ def _identifier(entry: dict[str, Any], key: str, where: str) -> str:
     """A name or number that becomes part of a path or a client's id."""
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, str | int) or str(value).strip() == "":
-        raise UserError(f"{where}: '{key}' must be a name or a number, and is {kind_of(value)}.")
+        raise UserError(f"{where}: '{key}' must be a name or a whole number, and is {kind_of(value)}.")
     text = str(value)
     if any(part in text for part in ("/", "\\", "\0")) or text in {".", ".."}:
         raise UserError(f"{where}: '{key}' is '{text}', which is not allowed: no path separators.")
+    if len(text.encode()) > LONGEST_NAME:
+        raise UserError(f"{where}: '{key}' is {len(text.encode())} bytes long, and at most {LONGEST_NAME} are allowed.")
     return text

@@ -1,15 +1,15 @@
-"""Scores of one prediction: choice, exact, token_f1 and rouge_l.
+"""Scores of predictions: choice, exact, token_f1, rouge_l, matthews and pearson-spearman.
 
-Importing this module imports neither torch nor rouge-score.
+Importing this module imports none of torch, rouge-score, scikit-learn and scipy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pfl_platform.hookspecs import hookimpl
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NoOptions(BaseModel):
-    """`choice` and `exact` have no options."""
+    """`choice`, `exact` and `matthews` have no options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,22 +36,30 @@ class RougeLOptions(NoOptions):
     any_language: bool = False
 
 
+class PearsonSpearmanOptions(NoOptions):
+    """Options of `pearson-spearman`; an item's own score falls to 0 at a difference of `scale`."""
+
+    scale: float = Field(5.0, gt=0)
+
+
 OPTIONS: Mapping[str, type[NoOptions]] = {
     "choice": NoOptions,
     "exact": NoOptions,
     "token_f1": TokenF1Options,
     "rouge_l": RougeLOptions,
+    "matthews": NoOptions,
+    "pearson-spearman": PearsonSpearmanOptions,
 }
 
 
 @hookimpl
 def pfl_make_metric(name: str, options: Mapping[str, Any]) -> Metric | None:
-    """`choice`, `exact`, `token_f1` or `rouge_l`."""
+    """One of `OPTIONS`. A module with a function `total` scores all items together, the others by their mean."""
     if name not in OPTIONS:
         return None
     settings = OPTIONS[name].model_validate(options).model_dump()
 
     from pfl_benchmarks.metrics.function_metric import FunctionMetric
 
-    score: Callable[..., float] = import_module(f"pfl_benchmarks.metrics.{name}").score
-    return FunctionMetric(name, score, settings)
+    module = import_module(f"pfl_benchmarks.metrics.{name.replace('-', '_')}")
+    return FunctionMetric(name, module.score, settings, getattr(module, "total", None))

@@ -82,7 +82,11 @@ def choose_tasks(root: Path, split: Path, options: SniOptions) -> list[SniTask]:
 
 
 def _names(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The file {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _read(root: Path, name: str) -> SniTask:

@@ -13,7 +13,7 @@ NAME = "sni"
 class SniOptions(BaseModel):
     """Options of the benchmark `sni`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     root: Path | None = Field(None, description="folder with `tasks/` and `splits/`; default: `sni` in $PFL_DATA")
     split: str | None = Field(None, description="folder below `splits/`; default: `default`, or the only one")

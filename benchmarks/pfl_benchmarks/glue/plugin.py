@@ -1,0 +1,24 @@
+"""GLUE: CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2 and STS-B, one task per client, by the official metrics (text only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pfl_benchmarks.glue.options import NAME, GlueOptions
+from pfl_platform.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pfl_platform.data import Benchmark
+
+
+@hookimpl
+def pfl_make_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | None:
+    """The benchmark `glue`."""
+    if name != NAME:
+        return None
+    settings = GlueOptions.model_validate(options)
+
+    from pfl_benchmarks.glue.loading import load
+
+    return load(settings)
