@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Mix, MixFactory, Slot, Tensors, renamed, shared
-from pfl_platform.federation.components import ClientContext, Federation, Objective
+from pfl_platform.errors import UserError
+from pfl_platform.federation.components import ClientContext, Federation, Needs, Objective
 from pfl_platform.federation.tasks import Address, Program, Share
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Statistic, Step
@@ -50,9 +51,16 @@ class FedMosaic(Objective):
     def down(self) -> tuple[Share, ...]:
         return (Share(shared("global", "all"), "all"), Share(shared("global", "backbone"), "backbone"))
 
+    @property
+    def needs(self) -> Needs:
+        """Sketches and alignment read the hidden states behind an answer's tokens, in the row of the question."""
+        return Needs(continues=True)
+
     def check(self, fed: Federation) -> None:
-        """The public set is there when backbones have to be aligned."""
+        """When backbones have to be aligned, the public set is there and all clients have the same adapter."""
         if needs_alignment(fed, self.config.alignment):
+            if clause := fed.unequal(client.client_id for client in fed.clients):
+                raise UserError(f"Backbones are aligned for one shape of adapter, but {clause}; give them the same.")
             fed.public()
 
     def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:

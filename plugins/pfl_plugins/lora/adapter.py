@@ -22,7 +22,8 @@ def linear_sites(backbone: Backbone, linears: Sequence[str], blocks: Sequence[in
     """Conventional sites of some decoder blocks, named `layer<index>.<linear map>`."""
     sites = []
     for index in blocks:
-        for linear in linears:
+        there = backbone.linears_in(backbone.blocks[index])
+        for linear in (name for name in linears if name in there):
             path = f"{backbone.blocks[index]}.{linear}"
             module = backbone.module(path)
             base = getattr(module, "base", module)  # a slot layer may be there already
@@ -104,7 +105,8 @@ class Lora(AdapterType):
         return Keys(f"{slot}/*/A", f"{slot}/*/B")
 
     def signature(self) -> Mapping[str, Any]:
-        return {"adapter": self.name, "r": self.config.r, "scale": self.config.scale}
+        config = self.config
+        return {"adapter": self.name, "r": config.r, "scale": config.scale, "targets": list(config.targets)}
 
 
 def check_rank(sites: Sequence[Site], rank: int, backbone: str) -> None:

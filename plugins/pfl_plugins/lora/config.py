@@ -12,7 +12,7 @@ from pfl_platform.errors import UserError
 class Config(BaseModel):
     """Options of LoRA."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     r: int = Field(16, ge=1, description="rank r; the same for all clients whose params are combined")
     scale: float = Field(2.0, gt=0, description="alpha / r, the factor of B A")

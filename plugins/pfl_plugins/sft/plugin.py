@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Config(BaseModel):
     """SFT has no options of its own; see the run's `training` and `adapter` sections."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @hookimpl

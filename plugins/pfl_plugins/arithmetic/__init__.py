@@ -1,0 +1,1 @@
+"""Weighted means and task arithmetic (Ilharco et al., 2212.04089)."""

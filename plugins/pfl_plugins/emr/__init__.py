@@ -1,0 +1,1 @@
+"""EMR-Merging: elect, mask and rescale (Huang et al., 2405.17461)."""

@@ -1,0 +1,1 @@
+"""Fisher merging (Matena and Raffel, 2111.09832)."""

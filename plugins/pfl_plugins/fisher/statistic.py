@@ -1,0 +1,78 @@
+"""Diagonal Fisher information of the adapter's params, measured at a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
+from pfl_platform.errors import UserError
+from pfl_platform.federation.components import ClientContext, Objective, Update
+from pfl_platform.training.losses import answer_loss
+from pfl_platform.training.surfaces import Loss, Source, Statistic, View, Want
+from pfl_plugins.fisher.config import Config
+from pfl_plugins.fisher.rule import STATISTIC
+from pfl_plugins.merging.measures import Measure, held_out
+
+
+def quiet_answers(mix: Mix) -> Loss:
+    """The answers' loss without dropout; of one sample it is the mean over its answer tokens."""
+    return lambda view: answer_loss(view.forward(mix, train=False))
+
+
+class Information(Statistic):
+    """Empirical Fisher: the mean over samples of the squared gradient of each sample's own loss, by the data's labels.
+
+    Squaring comes before averaging; the square of a batch's gradient is another, much smaller thing. Summed in
+    float64, sent in float32 as `fisher/<key>`.
+    """
+
+    def __init__(self, keys: Keys, mix: Mix, source: Source, amount: int) -> None:
+        self.name, self.data, self.amount = STATISTIC, source, amount
+        self.wants = (Want(STATISTIC, keys, quiet_answers(mix)),)
+
+    def add(self, acc: Any, view: View) -> tuple[dict[str, Tensor], int]:
+        sums, count = acc if acc is not None else ({}, 0)
+        for key, gradient in view.gradients[STATISTIC].items():
+            square = gradient.double().square()
+            sums[key] = sums[key] + square if key in sums else square
+        return sums, count + 1
+
+    def finish(self, acc: Any, private: Tensors, rng: Callable[..., torch.Generator]) -> tuple[Tensors, Tensors]:
+        sums, count = acc if acc is not None else ({}, 0)
+        return {f"{STATISTIC}/{key}": (value / count).float().cpu() for key, value in sums.items()}, {}
+
+
+class FisherInformation(Measure):
+    """Fisher information as the rule reads it: under "fisher/A" and "fisher/B", by module."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(f"{STATISTIC}/*")
+
+    def refused(self, space: str) -> str | None:
+        return "clients measure the information of A and of B; choose `ab`" if space != "ab" else None
+
+    def statistic(self, ctx: ClientContext, objective: Objective) -> Information:
+        source = held_out(ctx, self.config.samples, ctx.fed.config.training.batch_size, STATISTIC)
+        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
+        sent = Keys(*(pattern for share in objective.up for pattern in share.keys.patterns))
+        keys = [key for slot in objective.slots for key in adapter.initial(backbone, slot.name, ctx.fed.seed)]
+        keys = [key for key in keys if key in sent and key.endswith(("/A", "/B"))]
+        return Information(Keys(*keys), objective.mix, source, source.steps())
+
+    def read(self, update: Update, name: str, module: str) -> Tensor:
+        part = name.rpartition("/")[2]
+        key = f"{STATISTIC}/{module}/{part}"
+        found = update.tensors(Keys(key))
+        if key not in found:
+            raise UserError(
+                f"The update of client '{update.client_id}' has no Fisher information of '{module}/{part}'."
+            )
+        return found[key]

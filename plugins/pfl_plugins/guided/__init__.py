@@ -1,0 +1,1 @@
+"""Guided clients ("From Aggregation to Guidance")."""

@@ -1,0 +1,1 @@
+"""What all merging methods share: the spaces they work in, flat thresholds, refactorising, the federated aggregator."""

@@ -1,0 +1,105 @@
+"""What a rule combines: sets of K matrices of one shape, kept as factors and written out in blocks only.
+
+In most spaces a module gives one such set, its deltas; the space `ab` gives two, the A and the B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pfl_platform.federation.merging import Inputs
+from pfl_platform.lowrank.blocks import Place, walk
+from pfl_platform.lowrank.deltas import Delta, alike, shared_precision
+
+Entrywise: TypeAlias = Callable[[Tensor, Place], Tensor]
+"""A block (K, rows, columns) and its place -> the same entries of the result (rows, columns)."""
+
+Change: TypeAlias = Callable[[Tensor, Place], Tensor]
+"""A block (K, rows, columns) and its place -> the block that is merged instead."""
+
+BUDGET = 2**21
+"""Bytes of a block of all K matrices. Rules make many small steps on a block: it should stay in the cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """K matrices of one module. part: "A" or "B" in the space `ab`, else "". index: its number in the whole field.
+
+    A rule that sums takes the mean where `averaged` is set: were both factors summed, their product would grow by K^2.
+    `change` is applied to every block before a rule sees it (random masks).
+    """
+
+    module: str
+    part: str
+    index: int
+    deltas: tuple[Delta, ...]
+    averaged: bool = False
+    change: Change | None = None
+
+    def __len__(self) -> int:
+        return len(self.deltas)
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}/{self.part}" if self.part else self.module
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.deltas[0].shape
+
+    @property
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """The dtype of what came in."""
+        return shared_precision(alike(self.deltas))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of blocks: float64 for what came in as float64, else float32, which halves the time."""
+        return torch.float64 if self.precision == torch.float64 else torch.float32
+
+    @property
+    def along(self) -> Literal["rows", "columns"]:
+        """The side that is cut into blocks, the longer one. It is the same in every walk, so that an entry has the
+        same bits in each: thresholds are compared exactly."""
+        return "rows" if self.shape[0] >= self.shape[1] else "columns"
+
+    def blocks(self) -> Iterator[tuple[Place, Tensor]]:
+        """Blocks (K, rows, columns), all written into the same memory; to be used or changed before the next one."""
+        for place, block in walk(self.deltas, along=self.along, budget=BUDGET, dtype=self.dtype):
+            yield place, block if self.change is None else self.change(block, place)
+
+    def dense(self, function: Entrywise) -> Tensor:
+        """The result of a rule, written out; in the dtype that came in."""
+        out = torch.empty(self.shape, dtype=self.precision, device=self.deltas[0].up.device)
+        for place, block in self.blocks():
+            out[place] = function(block, place)
+        return out
+
+    def stack(self) -> Tensor:
+        """All matrices, (K, rows, columns) float64. For factors and for tests."""
+        return torch.stack([delta.dense(torch.float64) for delta in self.deltas])
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """All operands of a merge, read again whenever they are walked."""
+
+    inputs: Inputs
+    read: Callable[[str], tuple[Operand, ...]]
+
+    def __iter__(self) -> Iterator[Operand]:
+        for module in self.inputs.modules:
+            yield from self.read(module)
+
+    def __len__(self) -> int:
+        return len(self.inputs)

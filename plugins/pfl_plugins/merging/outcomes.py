@@ -1,0 +1,205 @@
+"""What a rule has made of a module, and how it becomes an adapter of a wanted rank and scale.
+
+Factored      a delta in factors                         truncated by its SVD
+Entries       a function of the entries of dense deltas  truncated in row blocks
+Isotropic     one value on all singular directions       directions are chosen before it is put on them
+Product       merged A and B                             already an adapter
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pfl_platform.federation.merging import Target
+from pfl_platform.lowrank.blocks import Place, elementwise
+from pfl_platform.lowrank.decompose import SVD, Split, svd, truncate
+from pfl_platform.lowrank.deltas import Delta
+from pfl_plugins.merging.krylov import leading_svd
+from pfl_plugins.merging.operands import BUDGET, Entrywise, Operand
+
+_HOLD = 32 * 2**20
+"""Bytes of a dense result that is held while it is truncated; a larger one is made in two walks, block by block."""
+
+
+class Fit(NamedTuple):
+    """A result for one target. error: of the truncation, relative. norm, top: Frobenius norm and largest singular value
+    (nan where nobody has computed it) of the whole result. rank: its numerical rank, where that is known."""
+
+    delta: Delta | Tensor
+    error: float
+    norm: float
+    top: float
+    rank: int | None
+
+
+class Leading(NamedTuple):
+    """The leading singular directions of a result, and the energy (squared norm) outside them."""
+
+    svd: SVD
+    rest: float
+    rank: int | None
+
+    @property
+    def energy(self) -> float:
+        return float(self.svd.s.square().sum()) + self.rest
+
+
+@dataclass(frozen=True)
+class Refit:
+    """How deltas become adapters: factor `coef`, split of the singular values, seed of added directions, tolerance."""
+
+    coef: float
+    split: Split
+    seed: int
+    tol: float | None = None
+
+
+class Outcome(ABC):
+    """A merged delta that is not truncated yet."""
+
+    @abstractmethod
+    def whole(self) -> Delta | Tensor:
+        """All of it, in factors where it has any."""
+
+    @abstractmethod
+    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        """For each rank, at least that many leading directions (or all there are)."""
+
+    def fit(self, targets: Sequence[Target | None], how: Refit) -> list[Fit]:
+        """One result per target; equal targets share theirs."""
+        ranks = sorted({target.rank for target in targets if target is not None})
+        found = self.leading(ranks, how.tol) if ranks else {}
+        made: dict[Target | None, Fit] = {}
+        for target in targets:
+            if target not in made:
+                made[target] = self._whole(how) if target is None else fitted(found[target.rank], target, how)
+        return [made[target] for target in targets]
+
+    def _whole(self, how: Refit) -> Fit:
+        whole = self.whole()
+        if isinstance(whole, Tensor):
+            return Fit(whole * how.coef, 0.0, how.coef * float(whole.double().norm()), math.nan, None)
+        return measured(replace(whole, scale=whole.scale * how.coef).cast(), how.tol)
+
+
+def fitted(found: Leading, target: Target, how: Refit) -> Fit:
+    """The truncation to one target."""
+    whole = replace(found.svd, s=found.svd.s * how.coef)
+    delta = truncate(whole, target.rank, split=how.split, scale=target.scale, seed=how.seed).delta
+    norm = how.coef * math.sqrt(found.energy)
+    lost = math.sqrt(found.rest + float(found.svd.s[target.rank :].square().sum())) * how.coef
+    top = float(whole.s[0]) if whole.rank else 0.0
+    return Fit(delta, lost / norm if norm > 0 else 0.0, norm, top, found.rank)
+
+
+def measured(delta: Delta, tol: float | None) -> Fit:
+    """A delta as it is."""
+    whole = svd(delta, tol)
+    return Fit(delta, 0.0, float(whole.s.norm()), float(whole.s[0]) if whole.rank else 0.0, whole.rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Factored(Outcome):
+    """A delta in factors, of any rank."""
+
+    delta: Delta
+
+    def whole(self) -> Delta:
+        return self.delta
+
+    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        found = svd(self.delta, tol)
+        return dict.fromkeys(ranks, Leading(found, 0.0, found.rank))
+
+
+@dataclass(frozen=True, eq=False)
+class Entries(Outcome):
+    """A function of the entries of the operand's dense matrices."""
+
+    operand: Operand
+    function: Entrywise
+
+    def whole(self) -> Tensor:
+        return self.operand.dense(self.function)
+
+    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        operand, function = self.operand, self.function
+        held = self.whole() if operand.numel * operand.dtype.itemsize <= _HOLD else None
+        if held is not None:
+            quick = leading_svd(held, max(ranks), operand.precision)
+            if quick is not None:
+                rest = float(held.norm(dtype=torch.float64)) ** 2 - float(quick.s.square().sum())
+                return dict.fromkeys(ranks, Leading(quick, max(rest, 0.0), None))
+
+        def changed(block: Tensor, place: Place) -> Tensor:
+            if held is not None:
+                return held[place]
+            return function(block if operand.change is None else operand.change(block, place), place)
+
+        deltas = operand.deltas if held is None else operand.deltas[:1]
+        made = elementwise(deltas, changed, max(ranks), budget=BUDGET, dtype=operand.dtype)
+        found = svd(made.delta, tol)
+        kept = float(found.s.square().sum())
+        rest = kept * made.error**2 / (1.0 - made.error**2) if made.error < 1.0 else 0.0
+        return dict.fromkeys(ranks, Leading(found, rest, None))
+
+
+@dataclass(frozen=True, eq=False)
+class Isotropic(Outcome):
+    """One value on all singular directions of a matrix; see `pfl_plugins.isoc`.
+
+    A flat spectrum cannot be truncated: any choice among equal singular values is as good as another and depends on
+    rounding. So the leading directions are those of the matrix before it was made flat. `of_kept` takes as value the
+    mean over the directions that are kept, else it is `value`.
+    """
+
+    matrix: SVD
+    value: float
+    of_kept: bool = False
+
+    def whole(self) -> Delta:
+        return self.matrix.delta(torch.full_like(self.matrix.s, self.value))
+
+    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        found = {}
+        for rank in ranks:
+            kept = self.matrix.s[:rank]
+            value = float(kept.mean()) if self.of_kept and len(kept) else self.value
+            flat = replace(
+                self.matrix, u=self.matrix.u[:, :rank], s=torch.full_like(kept, value), vt=self.matrix.vt[:rank]
+            )
+            rest = value**2 * (self.matrix.rank - len(kept))
+            found[rank] = Leading(flat, rest, self.matrix.rank)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Outcome):
+    """Merged factors: an adapter as it is."""
+
+    delta: Delta
+
+    def whole(self) -> Delta:
+        return self.delta
+
+    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        return Factored(self.delta).leading(ranks, tol)
+
+    def fit(self, targets: Sequence[Target | None], how: Refit) -> list[Fit]:
+        """The factors themselves for targets of their rank; the coefficient goes into B alone."""
+        found = []
+        for target in targets:
+            if target is None or target.rank != self.delta.rank:
+                found += super().fit([target], how)
+                continue
+            up = self.delta.up.double() * (how.coef * self.delta.scale / target.scale)
+            delta = replace(self.delta, up=up, scale=target.scale).cast()
+            found.append(measured(delta, how.tol))
+        return found

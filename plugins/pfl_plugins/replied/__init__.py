@@ -1,0 +1,1 @@
+"""Evaluates the server's reply instead of the client's own model."""

@@ -1,0 +1,1 @@
+"""TIES-Merging (Yadav et al., 2306.01708)."""
