@@ -5,9 +5,11 @@ page."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +28,22 @@ class Encoded:
     """A batch as one backbone reads it.
 
     inputs: keyword arguments of the model's forward: `input_ids` and `attention_mask`, int64 (rows, positions), and
-    what the family adds (for example `pixel_values`, float32 (pictures, 3, height, width)).
-    labels: int64 (rows, positions), `IGNORE` where nothing is supervised; a label stands at its own token's position.
-    spans: per row and position, which characters of `texts[row]` the token covers. All backbones render a sample to the
-        same text, so spans match positions across tokenizers.
+    what the family adds (for example `pixel_values`, float32 (pictures, 3, height, width)). An encoder-decoder has
+        `decoder_input_ids` and `decoder_attention_mask`, int64 (rows, answer positions), too.
+    labels: int64 (rows, positions), `IGNORE` where nothing is supervised; a label stands at its own token's position,
+        one behind the logits that predict it. Of an encoder-decoder the positions are the answer's; a classifier has
+        two, of which the second holds the class.
+    spans: per row and position, which characters of `texts[row]` the token covers: of labels, for a classifier of
+        `input_ids`. All backbones render a sample to the same text, so spans match positions across tokenizers.
+    values: float32 (rows,), the number that a row is to be given, NaN where it has a class instead; None when all rows
+        have one. See `answer_loss`.
     """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
     spans: Sequence[Sequence[Span]]
     texts: Sequence[str]
+    values: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -43,8 +51,9 @@ class Encoded:
 
     @property
     def tokens(self) -> int:
-        """Positions that are not padding."""
-        return int(self.inputs["attention_mask"].sum())
+        """Positions that are not padding, those of an encoder-decoder's answers included."""
+        masks = [self.inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in self.inputs]
+        return sum(int(mask.sum()) for mask in masks)
 
 
 class Codec(Protocol):
@@ -52,7 +61,7 @@ class Codec(Protocol):
 
     def encode(self, samples: Sequence[Sample], *, answers: bool = True) -> Encoded:
         """With answers: right-padded, only answer tokens (and the end token after each) are supervised.
-        Without: the first human turn only, left-padded, ready for generation."""
+        Without: the first human turn only, ready for generation; left-padded where answers go on from the prompt."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -64,6 +73,15 @@ class Codec(Protocol):
 
     @property
     def pad_id(self) -> int: ...
+
+
+@runtime_checkable
+class OneStepCodec(Codec, Protocol):
+    """Codec of a backbone that answers in one forward pass, such as a classifier; nothing is generated then."""
+
+    def read(self, logits: Tensor, samples: Sequence[Sample]) -> list[str]:
+        """The answer to each sample, from logits (rows, 2, classes) of its prompt."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,11 +102,15 @@ class Card:
 class Backbone:
     """A loaded, frozen model with the few names that adapters and statistics need.
 
-    blocks: module paths of the decoder (or encoder) layers, first to last.
-    linears: paths of a block's linear maps relative to the block, in a fixed order; adapters attach to these.
-    final_norm, head: paths of the norm before the head and of the head itself.
+    blocks: module paths of the decoder (or encoder) layers, first to last; of an encoder-decoder the encoder's first.
+    linears: paths of a block's linear maps relative to the block, in a fixed order; adapters attach to these. Blocks
+        may lack some (see `linears_in`).
+    final_norm, head: paths of the norm before the head and of the head itself, a linear map.
     last_linear: path of the last block's output projection, whose gradient sketches a batch.
     digest: names the weights' content.
+    task_head: paths of modules whose meaning is a task's own, such as a classifier; empty for backbones that answer in
+        words. fresh_head: those among them that no weights were read for; each run draws them by its seed.
+    answer_side: shell patterns of the paths of linear maps that read an encoder-decoder's answer, not its input.
     """
 
     card: Card
@@ -100,10 +122,34 @@ class Backbone:
     head: str
     last_linear: str
     digest: str
+    task_head: tuple[str, ...] = ()
+    fresh_head: tuple[str, ...] = ()
+    answer_side: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return self.card.name
+
+    @cached_property
+    def loaded_head(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Copies of the task head's params as they were when first asked for: path -> name -> float32 on the CPU."""
+        return {
+            path: {
+                name: parameter.detach().to("cpu", torch.float32, copy=True)
+                for name, parameter in self.module(path).named_parameters()
+            }
+            for path in self.task_head
+        }
+
+    def linears_in(self, block: str) -> tuple[str, ...]:
+        """The linear maps that a block has, in the order of `linears`."""
+        there = {name for name, _ in self.module(block).named_modules()}
+        return tuple(name for name in self.linears if name in there)
+
+    def mask(self, path: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Attention mask (rows, positions) of what the linear map at `path` reads, from a batch's inputs."""
+        answers = any(fnmatch.fnmatchcase(path, pattern) for pattern in self.answer_side)
+        return inputs["decoder_attention_mask" if answers else "attention_mask"]
 
     def module(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LARGEST = 10**9
+"""Bound of counts: what is larger is a slip of the finger, and products of counts stay within 64 bits."""
+
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown keys forbidden."""
+    """Base of every section: immutable; unknown keys, infinite numbers and NaN are forbidden."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Choice(Section):
@@ -23,14 +26,19 @@ class Choice(Section):
 class Training(Section):
     """Local training. Rates are per optimiser step."""
 
-    batch_size: int = Field(4, ge=1, description="samples per local step")
+    batch_size: int = Field(4, ge=1, le=LARGEST, description="samples per local step")
     micro_batch: int = Field(0, ge=0, description="rows per forward; 0: the whole batch")
     lr: float = Field(2e-5, gt=0, description="learning rate")
-    lr_scale: dict[str, float] = Field(default_factory=dict, description="key pattern -> factor of lr, first match")
+    lr_scale: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="key pattern -> factor of lr, first match"
+    )
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: off")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: int = Field(0, ge=0, description="warm-up steps, counted over the whole run")
+    warmup_ratio: float = Field(
+        0.0, ge=0, le=1, description="warm-up as a share of a client's steps over the whole run, where `warmup` is 0"
+    )
 
 
 class Stream(Section):
@@ -71,9 +79,17 @@ class EngineOptions(Section):
     """Where tasks run and the numeric options that are pinned in a run."""
 
     name: Literal["inprocess"] = "inprocess"
-    threads: int = Field(0, ge=0, description="torch threads, which change the last bits; 0: torch's own choice")
+    threads: int = Field(
+        0, ge=0, le=1024, description="torch threads, which change the last bits; 0: torch's own choice"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen backbones")
     device: str = Field("auto", description="auto: cuda when there is one, else cpu")
+
+
+class ClientOptions(Section):
+    """What is different for one client."""
+
+    adapter: dict[str, Any] = Field(default_factory=dict, description="options laid over those of the run's adapter")
 
 
 class RunConfig(Section):
@@ -89,10 +105,21 @@ class RunConfig(Section):
     observers: tuple[Choice, ...] = ()
     backbones: dict[str, str] = Field(default_factory=dict, description="client id -> backbone; '*' for all others")
     backbone_options: dict[str, Any] = Field(default_factory=dict, description="options for every backbone")
+    clients: dict[str, ClientOptions] = Field(default_factory=dict, description="client id -> what differs for it")
     seed: int = Field(0, ge=0)
-    rounds: int = Field(20, ge=1)
-    local_steps: int = Field(100, ge=1)
+    rounds: int = Field(20, ge=1, le=LARGEST)
+    local_steps: int = Field(100, ge=1, le=LARGEST)
+    local_epochs: int = Field(
+        0,
+        ge=0,
+        le=LARGEST,
+        description="shuffled passes of a client over all its samples per round, instead of `local_steps` batches from "
+        "the `stream`; 0: local_steps",
+    )
     cohort: int = Field(0, ge=0, description="clients per round; 0: all")
+    heads: Literal["private", "shared", "frozen"] = Field(
+        "private", description="task heads, such as classifiers: each client's own, averaged, or not trained"
+    )
     training: Training = Field(default_factory=Training)
     stream: Stream = Field(default_factory=Stream)
     evaluation: Evaluation = Field(default_factory=Evaluation)

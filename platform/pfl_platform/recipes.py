@@ -34,8 +34,8 @@ ABOUT = ("summary", "citation")
 """Keys of a `default.yaml` or a recipe that describe and do not configure."""
 
 BUDGET = (
-    "benchmark", "seed", "rounds", "local_steps", "cohort", "backbones", "backbone_options", "training.batch_size",
-    "training.micro_batch", "stream.protocol", "evaluation", "public", "engine",
+    "benchmark", "seed", "rounds", "local_steps", "local_epochs", "cohort", "backbones", "backbone_options",
+    "training.batch_size", "training.micro_batch", "stream.protocol", "evaluation", "public", "engine", "heads",
 )  # fmt: skip
 """What is equal between methods that are compared."""
 
@@ -106,6 +106,8 @@ def find_recipe(name: str, near: Sequence[Plugin] = ()) -> Path:
 def benchmark_setting(value: str, base: Path) -> Settings:
     """`value` as the setting `benchmark`: a name, or a folder (relative to `base`) for the plugin that reads
     folders."""
+    if not value:
+        raise UserError("The name of the benchmark is empty.")
     looks_like_path = os.sep in value or value in {".", ".."} or value.startswith("~")
     if not looks_like_path and (value in available("benchmark") or not (base / value).is_dir()):
         return {"name": find("benchmark", value).name}
@@ -280,12 +282,23 @@ def _check_names(config: RunConfig, benchmark: Benchmark) -> None:
     for setting, kind in LISTS.items():
         for choice in getattr(config, setting):
             find(kind, choice.name)
-    clients = {client.client_id for client in benchmark.clients}
-    for client_id, backbone in config.backbones.items():
+    for backbone in config.backbones.values():
         if "/" not in backbone:  # with one it is an alias, such as a hub's id, which only the plugins know
             find("backbone", backbone)
-        if client_id != "*" and client_id not in clients:
+    check_client_names(config, benchmark)
+
+
+def check_client_names(config: RunConfig, benchmark: Benchmark) -> None:
+    """Every client that the configuration names exists, and there are as many as it wants in a round."""
+    if config.cohort > len(benchmark.clients):
+        raise UserError(
+            f"The setting 'cohort' is {config.cohort}, but '{benchmark.name}' has {len(benchmark.clients)} clients; "
+            "0 takes all of them."
+        )
+    known = {client.client_id for client in benchmark.clients}
+    for setting, named in (("backbones", set(config.backbones) - {"*"}), ("clients", set(config.clients))):
+        if strangers := sorted(named - known):
             raise UserError(
-                f"The setting 'backbones' names the client '{client_id}', whom '{benchmark.name}' does not have."
-                + nearest(client_id, clients)
+                f"The setting '{setting}' names the client '{strangers[0]}', whom '{benchmark.name}' does not have."
+                + nearest(strangers[0], known)
             )

@@ -6,8 +6,9 @@ name, and its options may stand beside the name: `adapter.r` means `adapter.opti
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -23,6 +24,7 @@ Settings = dict[str, Any]
 
 COMPONENTS = ("adapter", "objective", "aggregator", "personalizer")
 CHOICES = ("benchmark", *COMPONENTS)
+BY_CLIENT = ("backbones", "clients")
 LISTS = {"postprocessors": "postprocessor", "observers": "observer"}
 
 
@@ -33,6 +35,8 @@ class _Reader(yaml.SafeLoader):
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' occurs twice", key.start_mark
@@ -62,13 +66,19 @@ def parse(text: str, where: str) -> Any:
     {'lr': 0.001, 'ema': 'off', 'rounds': 20}
     """
     try:
-        return yaml.load(text, Loader=_Reader)
+        value = yaml.load(text, Loader=_Reader)
+        json.dumps(value, skipkeys=True, default=str)  # finds what contains itself
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"Not readable as YAML: {where}{position}: {error.problem}.") from None
     except yaml.YAMLError as error:
         raise UserError(f"Not readable as YAML: {where}: {error}.") from None
+    except RecursionError:
+        raise UserError(f"Not readable as YAML: {where}: it is nested too deeply.") from None
+    except ValueError as error:  # a value of an explicit tag that is none, or one that contains itself
+        raise UserError(f"Not readable as YAML: {where}: {error}.") from None
+    return value
 
 
 def read(file: Path) -> Settings:
@@ -113,6 +123,8 @@ def long_form(settings: Mapping[str, Any]) -> Settings:
             result[key] = choice(value, key)
         elif key in LISTS and isinstance(value, list | tuple):
             result[key] = [choice(part, key) for part in value]
+        elif key in BY_CLIENT and isinstance(value, Mapping):
+            result[key] = {str(client_id): part for client_id, part in value.items()}  # YAML reads 0 as a number
         else:
             result[key] = value
     return result
@@ -135,6 +147,8 @@ def nested(key: str, value: Any) -> Settings:
 
     >>> nested("adapter.r", 8), nested("backbones.site-1.north", "m")
     ({'adapter': {'options': {'r': 8}}}, {'backbones': {'site-1.north': 'm'}})
+    >>> nested("clients.site-1.north.adapter.r", 4)
+    {'clients': {'site-1.north': {'adapter': {'r': 4}}}}
     """
     section: type[BaseModel] | None = RunConfig
     path: list[str] = []
@@ -150,14 +164,28 @@ def nested(key: str, value: Any) -> Settings:
         path.append(name)
         annotation = section.model_fields[name].annotation
         if get_origin(annotation) is dict and get_args(annotation)[1] is not Any and parts:
-            parts = [".".join(parts)]  # names with dots in them, such as client ids
-            break
+            section = section_of(get_args(annotation)[1])
+            length = _name_length(parts, section, key, value)
+            path.append(".".join(parts[:length]))  # names with dots in them, such as client ids
+            parts = parts[length:]
+            continue
         section = None if get_origin(annotation) in {dict, tuple} else section_of(annotation)
         if section is None and parts and get_origin(annotation) is not dict:
             raise UserError(f"The setting '{'.'.join(path)}' has no parts; '{key}' cannot be set.")
     for part in reversed([*path, *parts]):
         value = {part: value}
     return long_form(value)
+
+
+def _name_length(parts: Sequence[str], section: type[BaseModel] | None, key: str, value: Any) -> int:
+    """How many of the parts make up the name before a field of `section`; all when no field follows."""
+    for length in range(1, len(parts)):
+        if section is not None and parts[length] in section.model_fields:
+            return length
+    if section is not None and not isinstance(value, Mapping):
+        kept = ", ".join(f"{key.partition('.')[0]}.NAME.{field}" for field in section.model_fields)
+        raise UserError(f"There is no setting '{key}'; it must be of the form {kept}.")
+    return len(parts)
 
 
 def lay_over(settings: Settings, more: Mapping[str, Any]) -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -56,12 +56,16 @@ def explain(
 
 def _fields(model: type[BaseModel] | None, path: Sequence[int | str]) -> list[str]:
     """Names of the fields of the section at `path` below `model`; empty where that is not known."""
+    named = False  # the part before was a mapping from names to sections: this part is a name
     for part in path:
-        if isinstance(part, int) or model is None:
+        if isinstance(part, int) or model is None or named:
+            named = False
             continue
         if part not in model.model_fields:
             return []
-        model = section_of(model.model_fields[part].annotation)
+        annotation = model.model_fields[part].annotation
+        named = get_origin(annotation) is dict
+        model = section_of(annotation)
     return list(model.model_fields) if model is not None else []
 
 

@@ -13,13 +13,13 @@ import pytest
 from pfl_platform.hookspecs import KINDS
 from pfl_platform.plugins import available
 
-PLAIN_ENGLISH = {"none", "folder", "choice", "exact", "progress", "events", "tensorboard"}
+PLAIN_ENGLISH = {"none", "folder", "choice", "exact", "replied", "progress", "events", "tensorboard"}
 """Names of in-tree plugins that are ordinary words (or, as observers, live in the core)."""
 
 FAMILIES = {"llama", "llava", "qwen", "qwen2", "vit", "roberta", "t5", "opt", "gpt2", "bert", "mistral"}
 PAPERS = {"drake", "hflb", "sni", "fedavg", "feddat", "ditto", "fedsim", "fedmkt", "takfl", "perada", "rouge"}
 ADAPTERS = {"lora", "pqlora"}
-PEFT_FORMAT = {"adapters/export.py"}
+PEFT_FORMAT = {"adapters/export.py", "adapters/folders.py"}
 """Files that write what plain peft reads; the names of its format (`LoraConfig`, `lora_A.weight`) are not ours."""
 
 
@@ -29,7 +29,8 @@ def words_of_the_papers() -> set[str]:
     words = {word for name in names for word in re.split(r"[^a-z0-9]+", name.lower())} | {
         name.lower() for name in names
     }
-    measures = {"s", "m", "1b", "3b", "8b", "5b", "0", "1", "2", "3", "5", "tiny", "synth", "l", "f1", "token"}
+    measures = {"s", "m", "1b", "3b", "8b", "5b", "0", "1", "2", "3", "5", "tiny", "synth", "l", "f1", "token", "large"}
+    measures |= {"task", "c"}  # of task arithmetic and Iso-C
     return (words | FAMILIES | PAPERS) - measures - PLAIN_ENGLISH
 
 

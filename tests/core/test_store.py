@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pfl_platform.store import atomic
 from pfl_platform.store.disk import DiskStore
 from pfl_platform.store.layout import DTYPES, content_address, file_chunks, file_length
 from pfl_platform.store.memory import MemoryStore
+from pfl_platform.store.reading import read_tensors
 
 DIGEST = "d" * 64
 NOWHERE = "0" * 64
@@ -87,7 +89,24 @@ def test_both_stores_give_the_same_address_and_size(tmp_path: Path) -> None:
     memory, disk = MemoryStore(), DiskStore(tmp_path)
     address = memory.put(some_tensors())
     assert disk.put(some_tensors()) == address == content_address(some_tensors())
-    assert memory.size(address) == disk.size(address) == file_length(some_tensors())
+    assert disk.tensor_path(address).stat().st_size == file_length(some_tensors())
+
+
+def test_in_memory_equal_slots_are_held_once_and_what_is_not_kept_goes() -> None:
+    store = MemoryStore()
+    state = store.put({"local/a/A": torch.ones(8), "global/a/A": torch.zeros(4)})
+    sent = store.put({"local/a/A": torch.ones(8)})
+    text = store.put_text("line")
+    assert store.held == 4 * 8 + 4 * 4
+    store.cache(DIGEST, Outcome("client", state, sent, 1, {}, predictions=text))
+    store.keep([sent, text])
+    assert store.held == 4 * 8
+    assert (store.get(sent)["local/a/A"].tolist(), store.get_text(text)) == ([1.0] * 8, "line")
+    assert store.cached(DIGEST) is None  # its state is gone
+    with pytest.raises(UserError, match=state):
+        store.get(state)
+    store.keep([])
+    assert store.held == 0
 
 
 def test_texts_come_back(store: Store) -> None:
@@ -98,8 +117,6 @@ def test_texts_come_back(store: Store) -> None:
 def test_what_is_not_there_is_a_sentence(store: Store) -> None:
     with pytest.raises(UserError, match=NOWHERE):
         store.get(NOWHERE)
-    with pytest.raises(UserError, match=NOWHERE):
-        store.size(NOWHERE)
     with pytest.raises(UserError, match=NOWHERE):
         store.get_text(NOWHERE)
     assert store.cached(DIGEST) is None
@@ -182,8 +199,12 @@ def test_any_tensors_survive_the_disk_bit_by_bit(tmp_path: Path, tensors: dict[s
     address = store.put(tensors)
     assert bits(store.get(address)) == bits(tensors)
     assert bits(load_file(store.tensor_path(address))) == bits(tensors)  # the library reads what we wrote
-    assert store.size(address) == file_length(tensors)
-    assert MemoryStore().put(tensors) == address
+    (tmp_path / "library").write_bytes(save(tensors))
+    assert bits(read_tensors(tmp_path / "library")) == bits(tensors)  # and we read what it wrote
+    assert store.tensor_path(address).stat().st_size == file_length(tensors)
+    memory = MemoryStore()
+    assert memory.put(tensors) == address
+    assert bits(memory.get(address)) == bits(tensors)
 
 
 @settings(max_examples=40, deadline=None)
@@ -315,6 +336,58 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=f"{path} is damaged"):
             store.get(address)
+
+
+def headed(entries: object) -> bytes:
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (headed(b"{"), "Expecting"),
+        (headed(b"\xff\xff"), "utf-8"),
+        (headed([1]), "not a JSON object"),
+        (headed({"a": 1}), "nothing readable of 'a'"),
+        (headed({"a": {**ENTRY, "dtype": "F7"}}) + bytes(8), "nothing readable of 'a'"),
+        (headed({"a": {**ENTRY, "data_offsets": [0, 4, 8]}}) + bytes(8), "nothing readable of 'a'"),
+        (headed({"a": {**ENTRY, "shape": [-1, -2]}}) + bytes(8), "contradicts itself about 'a'"),
+        (headed({"a": {**ENTRY, "shape": [2.0]}}) + bytes(8), "contradicts itself about 'a'"),
+        (headed({"a": {**ENTRY, "shape": [3]}}) + bytes(8), "contradicts itself about 'a'"),
+        (headed({"a": {**ENTRY, "data_offsets": [-8, 0]}}) + bytes(8), "contradicts itself about 'a'"),
+        (headed({"a": {**ENTRY, "data_offsets": [8, 16]}}) + bytes(8), "its header names"),
+        (headed({"a": ENTRY}) + bytes(9), "its header names"),
+        ((1 << 62).to_bytes(8, "little") + b"{}", "shorter than its header"),
+    ],
+)
+def test_a_header_that_lies_is_found(content: bytes, why: str, tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    address = store.put(some_tensors())
+    store.tensor_path(address).write_bytes(content)
+    with pytest.raises(UserError, match=f"is damaged .*{why}"):
+        store.get(address)
+
+
+def test_reading_keeps_nothing(tmp_path: Path) -> None:
+    """The library's own reader keeps some bytes of each tensor for good, which sums up over clients and rounds."""
+    tensors = {f"slot/site{index}/A": torch.zeros(40, 40) for index in range(100)}
+    store = DiskStore(tmp_path)
+    address = store.put(tensors)
+    store.get(address)
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            store.get(address)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            store.get(address)
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000  # 10 bytes of each tensor
+    finally:
+        tracemalloc.stop()
 
 
 def test_changed_content_is_found_when_verifying(tmp_path: Path) -> None:

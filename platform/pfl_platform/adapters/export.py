@@ -51,13 +51,14 @@ def _in_order(file: Path) -> None:
 def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     """Writes the adapter that is loaded in `host`, mixed, as `adapter_config.json` and `adapter_model.safetensors`.
 
-    Returns False, writing nothing, when the mix depends on the input or is the bare backbone. Load it with
-    `peft.PeftModel.from_pretrained(backbone, folder)`.
+    A task head is saved with it. Returns False, writing nothing, when the mix depends on the input or is the bare
+    backbone. Load it with `peft.PeftModel.from_pretrained(backbone, folder)`.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     factors: dict[str, Factors] = {}
+    head = host.backbone.task_head
     for layer in host.layers.values():
         weights = static_weights(layer, mix)
         if not weights:
@@ -72,6 +73,9 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
         if biased:
             offset = item.c if item.c is not None else item.u.new_zeros(item.u.shape[0])
             tensors[prefix + "lora_B.bias"] = offset.detach().cpu().contiguous()
+    for path in head:
+        for name, parameter in host.backbone.module(path).named_parameters():
+            tensors[f"base_model.model.{path}.{name}"] = parameter.detach().cpu().contiguous()
     ranks = {path: int(item.v.shape[0]) for path, item in factors.items()}
     largest = max(ranks.values())
     config = LoraConfig(
@@ -81,6 +85,7 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
         alpha_pattern=dict(ranks),
         target_modules=sorted(factors),
         lora_bias=biased,
+        modules_to_save=list(head) or None,
         inference_mode=True,
     )
     config.base_model_name_or_path = host.backbone.card.source or host.backbone.name

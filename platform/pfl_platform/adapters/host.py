@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from typing import cast
+from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pfl_platform.adapters.heads import key_of
 from pfl_platform.adapters.surfaces import AdapterType, Control, Keys, Mix, MixFactory, Slot, SlotLayer, Tensors
 from pfl_platform.backbones import Backbone
 
 FROZEN = "frozen"
 """Slot name of params that all slots of a backbone share."""
+BASE = "base"
+"""Slot name of a delta that is always on, whatever the mix; dense, one per backbone."""
 BACKBONE = "backbone"
 """Slot name under which a backbone's own params are exposed, for pretraining only."""
 
@@ -27,7 +30,8 @@ class Host:
     """A backbone, its slot layers and the live tensors by key.
 
     Without an adapter it serves the bare backbone; with `whole=True` the backbone's own params are keys
-    `backbone/<module path>/<name>` and can be trained, which is how tiny backbones are pretrained.
+    `backbone/<module path>/<name>` and can be trained, which is how tiny backbones are pretrained. The task head of a
+    backbone that has one is kept in float32 under keys `head/<module path>/<name>`.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Host:
         self.layers: Mapping[str, SlotLayer] = {}
         self.params: dict[str, Tensor] = {}
         self.frozen_address: str | None = None
+        self.base_address: str | None = None
         if adapter is not None:
             adapter.check(backbone)
             with torch.random.fork_rng(devices=[]):  # what libraries draw here is overwritten by `load`
@@ -53,6 +58,8 @@ class Host:
             for name, parameter in backbone.model.named_parameters():
                 path, _, part = name.rpartition(".")
                 self.params[f"{BACKBONE}/{path}/{part}"] = parameter
+        else:
+            self._collect_heads()
         for tensor in self.params.values():
             tensor.requires_grad_(False)
 
@@ -67,12 +74,23 @@ class Host:
                 for part, parameter in module.named_parameters():
                     self.params[f"{mix}/{name}/{part}"] = parameter
 
+    def _collect_heads(self) -> None:
+        if self.backbone.task_head and self.backbone.device.type != "meta":
+            _ = self.backbone.loaded_head  # as it is before any client loads its own
+        for path in self.backbone.task_head:
+            module = self.backbone.module(path).float()
+            module.register_forward_pre_hook(_in_float32)
+            for name, parameter in module.named_parameters():
+                self.params[key_of(path, name)] = parameter
+
     @cached_property
     def linear_values(self) -> int:
         """Numbers in the linear maps of the blocks and of the head: what a token is multiplied with. Embeddings are
-        only looked up, and a vision tower runs once per picture; neither counts here."""
+        only looked up, and a vision tower runs once per picture; neither counts here. Both sides of an encoder-decoder
+        do, though a token passes one of them."""
         backbone = self.backbone
-        modules = [backbone.module(f"{block}.{linear}") for block in backbone.blocks for linear in backbone.linears]
+        paths = [f"{block}.{linear}" for block in backbone.blocks for linear in backbone.linears_in(block)]
+        modules = [backbone.module(path) for path in paths]
         modules = [module.base if isinstance(module, SlotLayer) else module for module in modules]
         modules.append(backbone.module(backbone.head))
         return sum(int(cast(Tensor, module.weight).numel()) for module in modules)
@@ -91,6 +109,16 @@ class Host:
             self.load(read(address))
             self.frozen_address = address
 
+    def load_base(self, address: str | None, read: Callable[[str], Tensors]) -> None:
+        """Switches on the delta of the backbone that lies at an address (`base/site/W`), and off what was on before."""
+        if address == self.base_address:
+            return
+        tensors = read(address) if address is not None else {}
+        for name, layer in self.layers.items():
+            shift = tensors.get(f"{BASE}/{name}/W")
+            layer.shift = None if shift is None else shift.to(self.backbone.device, torch.float32)
+        self.base_address = address
+
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """Copies on the CPU of live tensors."""
         return {key: self.params[key].detach().to("cpu", copy=True) for key in keys}
@@ -102,12 +130,21 @@ class Host:
             tensor.requires_grad_(key in chosen)
         return chosen
 
+    def masks(self, inputs: Mapping[str, Tensor]) -> Tensor | Callable[[str], Tensor]:
+        """The attention mask of a pass, for `mixing`; by path where a backbone reads two texts."""
+        if self.backbone.answer_side:
+            return partial(self.backbone.mask, inputs=inputs)
+        return inputs["attention_mask"]
+
     @contextmanager
     def mixing(
-        self, mix: Mix, mask: Tensor | None = None, rng: Callable[[str], torch.Generator] | None = None
+        self,
+        mix: Mix,
+        mask: Tensor | Callable[[str], Tensor] | None = None,
+        rng: Callable[[str], torch.Generator] | None = None,
     ) -> Iterator[None]:
-        """Runs what is inside under a mix. `mask` is the pass's attention mask; `rng` gives dropout and noise their
-        generators, None switches both off."""
+        """Runs what is inside under a mix. `mask` is the pass's attention mask (see `masks`); `rng` gives dropout and
+        noise their generators, None switches both off."""
         control = self.control
         before = (control.mix, control.mask, control.rng)
         control.mix, control.mask, control.rng = mix, mask, rng
@@ -115,3 +152,8 @@ class Host:
             yield
         finally:
             control.mix, control.mask, control.rng = before
+
+
+def _in_float32(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a module of float32 params is given, in that precision."""
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)

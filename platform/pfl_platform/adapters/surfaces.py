@@ -10,10 +10,11 @@ import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pfl_platform.backbones import Backbone
 
@@ -109,13 +110,15 @@ class Control:
 
     mix: Mix = field(default_factory=dict)
     rng: Callable[[str], torch.Generator] | None = None  # site name -> generator; None: no dropout, no noise
-    mask: Tensor | None = None  # attention mask of the pass, (rows, all positions so far)
+    # Attention mask of the pass, (rows, all positions so far); by the path of the site where there are two.
+    mask: Tensor | Callable[[str], Tensor] | None = None
 
     def weights(self, layer: SlotLayer, x: Tensor) -> Mapping[str, float | Tensor]:
         """The weight of each slot at this site for this input."""
         if isinstance(self.mix, str):
             generator = self.rng(f"mix:{layer.site.name}") if self.rng is not None else None
-            mask = self.mask[:, -x.shape[1] :] if self.mask is not None else None
+            whole = self.mask(layer.site.path) if callable(self.mask) else self.mask
+            mask = whole[:, -x.shape[1] :] if whole is not None else None
             weights: Mapping[str, float | Tensor] = layer.mixes[self.mix](x, mask, generator)
             return weights
         return self.mix
@@ -132,12 +135,18 @@ class SlotLayer(nn.Module, ABC):
         self.site = site
         self.base = base
         self.mixes = nn.ModuleDict()
+        self.shift: Tensor | None = None  # (d_out, d_in), added to the base map in every pass; see `Host.load_base`
         # Held in a tuple so that nn.Module does not treat it as a child.
         self._control = (control,)
 
     @property
     def control(self) -> Control:
         return self._control[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight: some models look at the dtype of their own linear maps."""
+        return cast(Tensor, self.base.weight)
 
     @abstractmethod
     def slot_params(self, slot: str) -> Mapping[str, Tensor]:
@@ -153,6 +162,8 @@ class SlotLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
+        if self.shift is not None:
+            out = out + functional.linear(x.to(self.shift.dtype), self.shift).to(out.dtype)
         control = self.control
         if not control.mix:
             return out

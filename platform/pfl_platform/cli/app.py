@@ -58,7 +58,7 @@ def run(
     compare: Annotated[
         str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
     ] = None,
-    public: Annotated[str | None, typer.Option("--public", help="The public set: a name, or a folder.")] = None,
+    public: Annotated[str | None, typer.Option("--public", help="The public set: a name, a folder, or a file.")] = None,
     public_size: Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: key=value. May be repeated.")
@@ -122,6 +122,49 @@ def compare(
     running.compare(runs, json)
 
 
+@app.command()
+def merge(
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Folders that peft has saved.")],
+    method: Annotated[str, typer.Option("--method", "-m", help="A rule of `list aggregators` that merges adapters.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the merged adapter; must be new or empty.")],
+    space: Annotated[str | None, typer.Option("--space", help="Where the rule works; see `show METHOD`.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank of the result; default: the largest given.")] = None,
+    density: Annotated[float | None, typer.Option("--density", help="Share of entries that are kept.")] = None,
+    coef: Annotated[float | None, typer.Option("--coef", help="Factor of the merged delta.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="One per adapter: 1,2,1; default: equal.")] = None,
+    full: Annotated[
+        Path | None, typer.Option("--full", help="Folder of the backbone: write it with the merged delta added.")
+    ] = None,
+    drop_bad: Annotated[bool, typer.Option("--drop-bad", help="Leave out adapters with NaN or infinity.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Any option of the rule: key=value.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of rules that draw.")] = 0,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads for computing.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge adapters that peft has saved, without loading their backbone."""
+    from pfl_platform.cli import merging
+
+    named = {"space": space, "density": density, "merge_coef": coef}
+    merging.merge(
+        merging.Order(
+            adapters=adapters,
+            method=method,
+            out=out,
+            options={key: value for key, value in named.items() if value is not None},
+            settings=settings or (),
+            rank=rank,
+            weights=weights,
+            backbone=full,
+            drop_bad=drop_bad,
+            seed=seed,
+            threads=threads,
+        ),
+        json=json,
+        quiet=quiet,
+    )
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="plugins, benchmarks, backbones, adapters, ..., recipes")],
@@ -164,6 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # what the system refuses before a run begins: a name that is too long, no permission
+        if debug:
+            raise
+        complain(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error))
+        return UserError.exit_code
     except Exception as error:
         # A mistyped command or option: typer's own classes differ between its versions, their two members do not.
         if debug or not hasattr(error, "format_message"):

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -58,8 +58,10 @@ def numbers(text: str | None, option: str) -> list[int]:
 
 
 def public_name(value: str | None) -> str | None:
-    """A public set's name as it is, a folder as an absolute path: a run may be resumed from elsewhere."""
-    return str(Path(value).resolve()) if value is not None and (os.sep in value or Path(value).is_dir()) else value
+    """A public set's name as it is, a folder or file as an absolute path: a run may be resumed from elsewhere."""
+    if value == "":
+        raise UserError("The name of the public set is empty.")
+    return str(Path(value).resolve()) if value is not None and (os.sep in value or Path(value).exists()) else value
 
 
 def plan(request: Request, *, compare: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
@@ -99,10 +101,21 @@ def start(runs: Plan, out: Path | None, quiet: bool) -> None:
         )
     if "" not in runs:
         _check(runs)
-        folder.mkdir(parents=True, exist_ok=True)
-        dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
-        write_atomic(folder / PLAN_FILE, [yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True).encode()])
+        _write_plan(runs, folder)
     _carry_out(runs, folder, quiet)
+
+
+def _write_plan(runs: Plan, folder: Path) -> None:
+    """Makes the folder of several runs; on an error nothing is left behind."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
+    try:
+        write_atomic(folder / PLAN_FILE, [yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True).encode()])
+    except OSError as error:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise UserError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
 
 
 def _check(runs: Plan) -> None:
@@ -255,4 +268,7 @@ def _results(run: Path) -> dict[str, Any]:
 def _print_results(results: Sequence[Mapping[str, Any]]) -> None:
     from pfl_platform.report.tables import compare_table, results_table
 
+    for part in ("config", "clients", "summary"):
+        if any(not isinstance(item.get(part), Mapping) for item in results):
+            raise UserError(f"The results.json of a run has no '{part}': it was changed, or another program wrote it.")
     console().print(results_table(results[0]) if len(results) == 1 else compare_table(results))

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pfl_platform.adapters.heads import HEADS, first_head
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import AdapterType, Keys, MixFactory, Slot, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample, TaskData
-from pfl_platform.errors import RunStopped
+from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.generate import CellData, Judge, to_lines
 from pfl_platform.evaluation.surfaces import Cell, CellResult
 from pfl_platform.federation.tasks import Cost, Outcome, Share, Store, Task
-from pfl_platform.ledger.bytes import payload_bytes
-from pfl_platform.ledger.flops import training_flops
+from pfl_platform.ledger.bytes import payload_bytes, wire_bytes
 from pfl_platform.ledger.memory import peak_memory, reset_peak
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import Driver, TorchDriver
 from pfl_platform.training.loop import Actor, StepObserver, Trained, train
+
+LOG = "log/"
+"""Scalars of a client's state under this name are shown with the round, beside its losses."""
 
 
 @dataclass
@@ -53,18 +57,28 @@ class Worker:
         if name not in self._hosts:
             place = self.place
             self._hosts[name] = Host(place.load(name), place.adapter, place.slots, place.mixes)
+            self._hosts[name].load(self._first_head(name))
         return self._hosts[name]
 
+    def _first_head(self, name: str) -> Tensors:
+        return first_head(self.place.load(name), self.place.seed)
+
     def execute(self, task: Task, observe: StepObserver | None = None) -> Outcome:
+        if task.recorded is not None:
+            return Outcome(task.actor, task.state, None, task.num_examples, {}, cost=task.recorded)
         begun = time.perf_counter()
         place, host = self.place, self.host(task.backbone)
         reset_peak(host.backbone.device)
         host.load_frozen(task.frozen, place.store.get)
+        host.load_base(task.base, place.store.get)
         state: dict[str, Tensor] = place.store.get(task.state) if task.state else {}
         inbox: Tensors = place.store.get(task.inbox) if task.inbox else {}
         if task.receive is not None:
             state = dict(task.receive(state, inbox))
-        host.load(state)
+        host.load({**self._first_head(task.backbone), **state})
+        for other in task.others:
+            if other != task.backbone:
+                self.host(other).load(self._first_head(other))  # whatever client was there before
         meter = FlopMeter()
         done = self._train(task, state, inbox, observe, meter)
         live = [key for key in state if key in host.params]
@@ -73,21 +87,29 @@ class Worker:
         state = {**state, **host.read(live), **done.private}
         sent_tensors = self._outgoing(task, state, done, inbox)
         sent = place.store.put(sent_tensors) if sent_tensors else None
-        scored = self._score(task, host)
+        scored, head_payload, head_wire = self._score(task, host)
+        down_payload = payload_bytes(inbox) + task.base_bytes
+        down_wire = (wire_bytes(inbox) if task.inbox else 0) + task.base_bytes
+        evaluating = task.stage == "score"
         seconds = time.perf_counter() - begun
         cost = Cost(
             seconds=seconds,
             train_seconds=done.seconds,
             steps=done.steps,
             flops=meter.total,
-            flops_formula=training_flops(host.linear_values, done.trained_values, done.tokens),
+            flops_formula=meter.formula,
             peak_memory=peak_memory(host.backbone.device),
             up_payload=payload_bytes(sent_tensors),
-            up_wire=place.store.size(sent) if sent else 0,
-            down_payload=payload_bytes(inbox),
-            down_wire=place.store.size(task.inbox) if task.inbox else 0,
+            up_wire=wire_bytes(sent_tensors) if sent else 0,
+            down_payload=0 if evaluating else down_payload,
+            down_wire=0 if evaluating else down_wire,
+            head_payload=head_payload,
+            head_wire=head_wire,
+            score_payload=down_payload if evaluating else 0,
+            score_wire=down_wire if evaluating else 0,
         )
         metrics = {f"loss/{name}": sum(values) / len(values) for name, values in done.losses.items() if values}
+        metrics |= {key.removeprefix(LOG): float(value) for key, value in state.items() if key.startswith(LOG)}
         return Outcome(
             actor=task.actor,
             state=place.store.put(state) if state else None,
@@ -108,9 +130,22 @@ class Worker:
         def rng(*parts: str | int) -> torch.Generator:
             return torch_rng(self.place.seed, task.stage, task.round_index, task.actor, *parts)
 
-        actor = Actor(task.actor, task.backbone, self.host, rng, self.place.driver, inbox, meter)
+        def declared(name: str) -> Host:
+            if name not in names:
+                raise UserError(
+                    f"A loss or statistic of {task.actor} runs the backbone '{name}', which its task does not declare "
+                    "in `others`."
+                )
+            return self.host(name)
+
+        names = dict.fromkeys((task.backbone, *task.others))
+        slots = [slot.name for slot in self.place.slots]
+        actor = Actor(task.actor, task.backbone, declared, rng, self.place.driver, {**state, **inbox}, meter)
         try:
-            return train(actor, task.phases, task.statistics, state, observe)
+            with ExitStack() as stack:
+                for name in names:
+                    stack.enter_context(meter.watching(self.host(name), slots))
+                return train(actor, task.phases, task.statistics, state, observe)
         except RunStopped as error:
             where = f"round {task.round_index}" if task.stage == "round" else f"stage '{task.stage}'"
             raise RunStopped(f"{str(error).rstrip('.')} ({where}).") from None
@@ -126,14 +161,25 @@ class Worker:
             sent = change(sent, inbox, lambda *parts, at=address: torch_rng(*at, *parts))
         return dict(sent)
 
-    def _score(self, task: Task, host: Host) -> list[CellResult]:
+    def _score(self, task: Task, host: Host) -> tuple[list[CellResult], int, int]:
+        """Results in the order of the cells, and what the heads weigh that were brought in for them."""
         if not task.score or task.recipe is None:
-            return []
-        cells = []
-        for cell in task.score:
-            data = self.place.cell_data(cell)
-            cells.append((cell, data, self.place.cell_items(cell, data, task.actor)))
-        return self.place.judge.score(host, task.recipe, cells)
+            return [], 0, 0
+        found: dict[Cell, CellResult] = {}
+        payload = wire = 0
+        lenders = dict.fromkeys(task.heads.get(cell.owner) for cell in task.score)
+        for lender in sorted(lenders, key=lambda address: address is not None):  # with the actor's own head first
+            if lender is not None:
+                head = self.place.store.get(lender, HEADS)
+                host.load(head)
+                payload, wire = payload + payload_bytes(head), wire + wire_bytes(head)
+            cells = []
+            for cell in task.score:
+                if task.heads.get(cell.owner) == lender:
+                    data = self.place.cell_data(cell)
+                    cells.append((cell, data, self.place.cell_items(cell, data, task.actor)))
+            found |= {result.cell: result for result in self.place.judge.score(host, task.recipe, cells)}
+        return [found[cell] for cell in task.score if cell in found], payload, wire
 
 
 def undeclared(keys: Sequence[str], shares: Sequence[Share]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Greedy generation with a key-value cache and left padding, and the scoring of cells.
+"""Greedy generation with a key-value cache, and the scoring of cells.
 
 Several passes of the same backbone under different mixes may be combined: their logits are added at every token,
-each pass with a cache of its own.
+each pass with a cache of its own. Of a backbone that answers in one step they are averaged.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Mix
+from pfl_platform.backbones import OneStepCodec
 from pfl_platform.data import Sample, TaskData
 from pfl_platform.evaluation.surfaces import Cell, CellResult, InferenceRecipe, Metric, Prediction
 from pfl_platform.training.view import to_device
@@ -23,36 +25,101 @@ from pfl_platform.training.view import to_device
 @torch.no_grad()
 def greedy(host: Host, samples: Sequence[Sample], passes: Sequence[Mix], max_new_tokens: int) -> list[str]:
     """The generated answer of each sample, up to its first stop token."""
-    codec, model = host.backbone.codec, host.backbone.model
-    encoded = to_device(codec.encode(samples, answers=False), host.backbone.device)
-    inputs: dict[str, Tensor] = dict(encoded.inputs)
+    codec = host.backbone.codec
+    inputs = dict(to_device(codec.encode(samples, answers=False), host.backbone.device).inputs)
+    if isinstance(codec, OneStepCodec):
+        return codec.read(_one_step(host, inputs, passes), samples)
+    answers = _Answers(host, inputs, passes) if host.backbone.answer_side else _Continuations(host, inputs, passes)
     mask = inputs["attention_mask"]
     stops = torch.tensor(codec.stop_ids, device=mask.device)
-    caches: list[object] = [None] * len(passes)
     alive = torch.ones(len(samples), dtype=torch.bool, device=mask.device)
     written: list[Tensor] = []
     for _ in range(max_new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs["input_ids"].shape[1] :]
-        logits: Tensor | None = None
-        for number, mix in enumerate(passes):
-            with host.mixing(mix, mask):
-                out = model(
-                    **inputs, position_ids=positions, past_key_values=caches[number], use_cache=True, logits_to_keep=1
-                )
-            caches[number] = out.past_key_values
-            last = out.logits[:, -1].float()
-            logits = last if logits is None else logits + last
-        assert logits is not None
-        token = logits.argmax(-1)
-        token = torch.where(alive, token, codec.pad_id)
+        token = torch.where(alive, answers.logits().argmax(-1), codec.pad_id)
         written.append(token)
         alive = alive & ~torch.isin(token, stops)
         if not bool(alive.any()):
             break
-        mask = torch.cat([mask, mask.new_ones(len(samples), 1)], dim=1)
-        inputs = {"input_ids": token[:, None], "attention_mask": mask}
+        answers.append(token)
     ids = torch.stack(written, dim=1).tolist()
     return [codec.decode(row) for row in ids]
+
+
+def _one_step(host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -> Tensor:
+    """Mean logits of the passes, float32 (rows, positions, classes)."""
+    found = []
+    for mix in passes:
+        with host.mixing(mix, host.masks(inputs)):
+            found.append(host.backbone.model(**inputs).logits.float())
+    return torch.stack(found).mean(dim=0)
+
+
+class _Continuations:
+    """Answers that go on from a left-padded prompt."""
+
+    def __init__(self, host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -> None:
+        self._host = host
+        self._passes = passes
+        self._inputs = dict(inputs)
+        self._mask = inputs["attention_mask"]
+        self._caches: list[Any] = [None] * len(passes)
+
+    def logits(self) -> Tensor:
+        """Of the next token, float32 (rows, vocabulary)."""
+        inputs, mask = self._inputs, self._mask
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs["input_ids"].shape[1] :]
+        total: Tensor | None = None
+        for number, mix in enumerate(self._passes):
+            with self._host.mixing(mix, mask):
+                out = self._host.backbone.model(
+                    **inputs,
+                    position_ids=positions,
+                    past_key_values=self._caches[number],
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            self._caches[number] = out.past_key_values
+            last = out.logits[:, -1].float()
+            total = last if total is None else total + last
+        assert total is not None
+        return total
+
+    def append(self, token: Tensor) -> None:
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=1)
+        self._inputs = {"input_ids": token[:, None], "attention_mask": self._mask}
+
+
+class _Answers:
+    """Answers that a decoder writes to what an encoder has read, once."""
+
+    def __init__(self, host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -> None:
+        self._host = host
+        self._passes = passes
+        self._masks = host.masks(inputs)  # one column for the answer's side: every token written so far is one
+        self._inputs = {name: value for name, value in inputs.items() if name != "decoder_attention_mask"}
+        self._read: list[Any] = [None] * len(passes)
+        self._caches: list[Any] = [None] * len(passes)
+
+    def logits(self) -> Tensor:
+        """Of the next token, float32 (rows, vocabulary)."""
+        total: Tensor | None = None
+        for number, mix in enumerate(self._passes):
+            with self._host.mixing(mix, self._masks):
+                out = self._host.backbone.model(
+                    **self._inputs,
+                    encoder_outputs=self._read[number],
+                    past_key_values=self._caches[number],
+                    use_cache=True,
+                )
+            self._read[number] = (out.encoder_last_hidden_state,)
+            self._caches[number] = out.past_key_values
+            last = out.logits[:, -1].float()
+            total = last if total is None else total + last
+        assert total is not None
+        return total
+
+    def append(self, token: Tensor) -> None:
+        self._inputs = {"attention_mask": self._inputs["attention_mask"], "decoder_input_ids": token[:, None]}
 
 
 @dataclass(frozen=True)
@@ -66,25 +133,30 @@ class Judge:
     def score(
         self, host: Host, recipe: InferenceRecipe, cells: Sequence[tuple[Cell, TaskData, Sequence[Sample]]]
     ) -> list[CellResult]:
-        """Scores cells. Items of all cells are generated together, ordered by length, so that padding stays small."""
-        pool = [(number, sample) for number, (_, _, samples) in enumerate(cells) for sample in samples]
-        order = sorted(range(len(pool)), key=lambda k: _length(pool[k][1]))
-        texts: list[str] = [""] * len(pool)
+        """Scores cells. Items of all cells are generated together, ordered by length, so that padding stays small.
+
+        Samples are asked for twice and not held in between: a benchmark may draw them, and there may be many clients.
+        """
+        pool = [(number, place) for number, (_, _, samples) in enumerate(cells) for place in range(len(samples))]
+        lengths = [_length(cells[number][2][place]) for number, place in pool]
+        order = sorted(range(len(pool)), key=lengths.__getitem__)
+        found: dict[int, Prediction] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            made = greedy(host, [pool[k][1] for k in chosen], recipe.passes, self.max_new_tokens)
-            for k, text in zip(chosen, made, strict=True):
-                texts[k] = text
+            batch = [cells[number][2][place] for number, place in (pool[k] for k in chosen)]
+            texts = greedy(host, batch, recipe.passes, self.max_new_tokens)
+            for k, sample, text in zip(chosen, batch, texts, strict=True):
+                metric = self.metrics[cells[pool[k][0]][1].metric]
+                found[k] = Prediction(sample.id, text, metric.score(text, sample))
         by_cell: dict[int, list[Prediction]] = {}
-        for (number, sample), text in zip(pool, texts, strict=True):
-            metric = self.metrics[cells[number][1].metric]
-            by_cell.setdefault(number, []).append(Prediction(sample.id, text, metric.score(text, sample)))
+        for k, (number, _) in enumerate(pool):
+            by_cell.setdefault(number, []).append(found[k])
         results = []
-        for number, (cell, _, _) in enumerate(cells):
+        for number, (cell, data, samples) in enumerate(cells):
             predictions = by_cell.get(number, [])
             if not predictions:
                 continue  # no items: not measured, which is not zero
-            score = 100.0 * sum(item.score for item in predictions) / len(predictions)
+            score = 100.0 * self.metrics[data.metric].total(predictions, samples)
             results.append(CellResult(cell, score, predictions))
         return results
 

@@ -152,7 +152,9 @@ def report_of(
                              "curve": {"self", "others", "unseen": [[round number, value], ...]},
                              "tasks": {cell key: score after the last round},
                              "cost": {"seconds", "train_seconds", "steps", "flops", "flops_formula", "peak_memory",
-                                      "up_payload", "up_wire", "down_payload", "down_wire"}}   sums over the run; bytes
+                                      "up_payload", "up_wire", "down_payload", "down_wire",
+                                      "head_payload", "head_wire",
+                                      "score_payload", "score_wire"}}   sums over the run; bytes
         summary       "self", "others", "unseen" -> value ("last" ...) -> {"mean", "std", "min", "min_client", "count"}
         cost          the clients' costs summed
         shared_cost   the same fields; null where not booked

@@ -5,26 +5,37 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pfl_platform.adapters.surfaces import Mix
 from pfl_platform.data import Sample
 
 
 class Metric(ABC):
-    """Scores one prediction. A task's score is the mean over its items, times 100."""
+    """Scores one prediction, and all predictions of a task together. A cell's score is `total` times 100."""
 
     name: str
 
     @abstractmethod
     def score(self, prediction: str, sample: Sample) -> float:
-        """Between 0 and 1."""
+        """Of one item, between 0 and 1."""
+
+    def total(self, predictions: Sequence[Prediction], samples: Sequence[Sample]) -> float:
+        """Of a cell's items together (at least one): their mean score, unless the metric is no mean, such as a
+        correlation, which may be negative. `predictions[i]` answers `samples[i]` and has its score."""
+        return sum(item.score for item in predictions) / len(predictions)
 
 
 @dataclass(frozen=True)
 class InferenceRecipe:
-    """What is evaluated: the mixes whose logits are added at every generated token (one pass in most methods)."""
+    """What is evaluated: the mixes whose logits are added at every generated token (one pass in most methods).
+
+    when: the client's model as it is after its local training, or after the round's reply, which holds what the server
+    has made of all updates, has been taken in (see `Objective.replied`).
+    """
 
     passes: tuple[Mix, ...]
+    when: Literal["trained", "replied"] = "trained"
 
 
 @dataclass(frozen=True)
@@ -51,5 +62,5 @@ class Prediction:
 @dataclass(frozen=True)
 class CellResult:
     cell: Cell
-    score: float  # 0 to 100
+    score: float  # 0 to 100; a correlation, -100 to 100
     predictions: Sequence[Prediction]

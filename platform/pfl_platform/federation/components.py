@@ -25,6 +25,7 @@ from pfl_platform.training.surfaces import Optim, Phase, Source, Statistic
 
 if TYPE_CHECKING:
     from pfl_platform.config import RunConfig
+    from pfl_platform.federation.merging import Merger
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class Needs:
 
     consumes: slot names that updates must bring (for an aggregator), "*" for any at all. replies: slot names that
     its replies hold, "*" for those that came in. adapters: adapter types that it works with (empty: any). modality:
-    "vision-language" or "text" when only one works. full_cohort: every client in every round.
+    "vision-language" or "text" when only one works. full_cohort: every client in every round. equal: what must be
+    equal at clients whose params an aggregator combines; "adapter": its signature (rank ...). Empty for an aggregator
+    that can combine adapters of different shapes. continues: only backbones whose answers go on from the question, in
+    one row, will do; no classifiers and no encoder-decoders.
     """
 
     consumes: tuple[str, ...] = ()
@@ -41,21 +45,50 @@ class Needs:
     adapters: tuple[str, ...] = ()
     modality: str | None = None
     full_cohort: bool = False
+    equal: tuple[str, ...] = ("adapter",)
+    continues: bool = False
 
 
 @dataclass
 class Federation:
-    """What `prepare`, aggregators and personalizers see. `frozen` holds, per backbone, the address of its shared
-    tensors; `prepare` may replace them."""
+    """What `prepare`, aggregators and personalizers see. `frozen` holds, per host, the address of the tensors that its
+    clients share; `prepare` may replace them. `prepared` holds what an objective's `prepare` has made for single
+    clients, until their first states are there.
+
+    A host is a backbone with slots. It has the backbone's name; clients whose adapter has options of its own get one
+    under another name, with the same frozen weights.
+    """
 
     config: RunConfig
     benchmark: Benchmark
     adapter: AdapterType
     backbone_of: Mapping[str, str]  # client id -> backbone name
     store: Store
-    load: Callable[[str], Backbone]  # loads once per process
+    load: Callable[[str], Backbone]  # by the name of a backbone or host; loads once per process
     public: Callable[[], Sequence[Sample]]  # the public set that the run names, disjoint from all clients' data
     frozen: dict[str, Address] = field(default_factory=dict)
+    prepared: dict[str, Address] = field(default_factory=dict)  # client id -> tensors, for `Objective.initial`
+    own_hosts: Mapping[str, str] = field(default_factory=dict)  # client id -> host, where it is not its backbone's
+    own_adapters: Mapping[str, AdapterType] = field(default_factory=dict)  # client id -> adapter with its own options
+
+    def host_of(self, client_id: str) -> str:
+        """The name under which a client's backbone is loaded, with slots of the shape that its adapter has."""
+        return self.own_hosts.get(client_id, self.backbone_of[client_id])
+
+    def adapter_of(self, client_id: str) -> AdapterType:
+        return self.own_adapters.get(client_id, self.adapter)
+
+    def unequal(self, client_ids: Iterable[str]) -> str | None:
+        """What differs between the adapters of some clients, as a clause that names the first two; None when nothing
+        does."""
+        first, *rest = client_ids
+        ours = self.adapter_of(first).signature()
+        for other in rest:
+            theirs = self.adapter_of(other).signature()
+            if differing := [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]:
+                values = [", ".join(f"{key}={part.get(key)}" for key in differing) for part in (ours, theirs)]
+                return f"that of client '{first}' has {values[0]} and that of client '{other}' {values[1]}"
+        return None
 
     @property
     def clients(self) -> tuple[ClientData, ...]:
@@ -92,7 +125,8 @@ class ClientContext:
 
     @property
     def backbone(self) -> str:
-        return self.fed.backbone_of[self.client.client_id]
+        """The name under which the client's backbone is loaded; see `Federation.host_of`."""
+        return self.fed.host_of(self.client.client_id)
 
     @property
     def first_step(self) -> int:
@@ -110,7 +144,7 @@ class Component:
         """Raises `UserError` for whatever can be known to be wrong before anything is written."""
 
     def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:
-        """Tasks before round 0. Returns replacements for `fed.frozen` (backbone -> address), usually none."""
+        """Tasks before round 0. Returns replacements for `fed.frozen` (host -> address), usually none."""
         yield from ()
         return {}
 
@@ -151,6 +185,11 @@ class Objective(Component):
         """State after a reply has arrived. Runs on the worker, before training; replies are under the keys of
         `down`."""
         return {**state, **reply}
+
+    def replied(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
+        """The state that is evaluated when a recipe asks for the model of the reply (`InferenceRecipe.when`). Of an
+        objective that keeps its own params in `receive` it must hold the reply's instead."""
+        return self.receive(state, reply)
 
     @property
     @abstractmethod
@@ -198,8 +237,35 @@ class ServerState:
     report: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Base:
+    """A delta that all clients of a host have added to their frozen weights. address: of dense float32 tensors
+    `base/site/W` (d_out, d_in). sent: bytes that each client received to get there from the base before."""
+
+    address: Address
+    sent: int = 0
+
+
 class Aggregator(Component):
     """Updates to server state, server state to one reply per client."""
+
+    @property
+    def asks(self) -> tuple[Share, ...]:
+        """Keys that it wants beside what the objective sends: what its own `statistics` measure."""
+        return ()
+
+    def statistics(self, ctx: ClientContext, objective: Objective) -> tuple[Statistic, ...]:
+        """What clients measure for it (Gram matrices, squared gradients ...), beside the objective's own."""
+        return ()
+
+    @property
+    def merger(self) -> Merger | None:
+        """Its rule for combining adapters, when it has one that needs no federation around it."""
+        return None
+
+    def base(self, fed: Federation, state: ServerState, host: str) -> Base | None:
+        """The delta that is always on in a host's backbone, from now on; None while there is none."""
+        return None
 
     def init(self, fed: Federation) -> ServerState:
         return ServerState()

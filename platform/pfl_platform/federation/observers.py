@@ -12,7 +12,8 @@ from pfl_platform.federation.tasks import Outcome, Task
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What an observer may know at the start. `rounds_done` is above 0 after a resume."""
+    """What an observer may know at the start. `rounds_done` is above 0 after a resume. Where clients count in epochs,
+    `local_steps` is 0."""
 
     folder: Path | None
     method: str
@@ -21,6 +22,7 @@ class RunInfo:
     rounds: int
     local_steps: int
     rounds_done: int = 0
+    local_epochs: int = 0
 
 
 class Observer:

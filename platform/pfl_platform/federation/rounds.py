@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.data import ClientData
 from pfl_platform.engines.worker import undeclared
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
+from pfl_platform.federation import heads
 from pfl_platform.federation.components import (
     Aggregator,
     ClientContext,
@@ -23,9 +27,9 @@ from pfl_platform.federation.components import (
     Update,
     Updates,
 )
-from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Task
+from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Share, Task
 from pfl_platform.rng import numpy_rng
-from pfl_platform.training.streams import ClientStream
+from pfl_platform.training.streams import ClientStream, Epochs, Pooled
 from pfl_platform.training.surfaces import Optim
 
 T = TypeVar("T")
@@ -48,6 +52,11 @@ class Parts:
         extra = () if self.personalizer is None else (self.personalizer,)
         return (self.objective, self.aggregator, *extra, *self.postprocessors)
 
+    @property
+    def up(self) -> tuple[Share, ...]:
+        """Keys that leave a client."""
+        return self.objective.up + self.aggregator.asks
+
     def recipe(self) -> InferenceRecipe:
         if self.personalizer is not None:
             return self.personalizer.recipe(self.objective)
@@ -60,6 +69,7 @@ class Progress:
 
     states: Mapping[str, Address]
     server: ServerState
+    heads: Mapping[str, Address] = field(default_factory=dict)  # backbone -> shared task head
 
 
 @dataclass(frozen=True)
@@ -81,18 +91,23 @@ def drive(program: Program[T], engine: Engine) -> T:
 
 def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
     """Before round 0: shared frozen params of every backbone, each component's own preparation, first states."""
-    for name in fed.backbones:
+    hosts = {fed.host_of(client.client_id): client.client_id for client in fed.clients}
+    for name in sorted({*fed.backbones, *hosts}):
         shared = fed.adapter.frozen(fed.load(name), fed.seed)
         if shared:
             fed.frozen[name] = fed.store.put(shared)
     for component in parts.components:
         replaced = yield from component.prepare(fed)
         fed.frozen.update(replaced)
+    for name, client_id in hosts.items():  # adapters of one signature mean the same, on whatever host
+        backbone = fed.backbone_of[client_id]
+        if backbone in fed.frozen and fed.adapter_of(client_id).signature() == fed.adapter.signature():
+            fed.frozen[name] = fed.frozen[backbone]
     server = parts.aggregator.init(fed)
     states = {}
     for client in fed.clients:
         initial = parts.objective.initial(context(fed, client, 0))
-        states[client.client_id] = fed.store.put(initial)
+        states[client.client_id] = fed.store.put({**initial, **heads.initial(fed, client.client_id)})
     return Progress(states, server)
 
 
@@ -110,6 +125,7 @@ def baseline(fed: Federation) -> Program[dict[str, dict[str, float]]]:
         rest = cells_for(fed, None) if options.others else ()
         if options.unseen:
             rest += tuple(Cell("", task.name) for task in fed.benchmark.unseen)
+        rest = heads.measurable(fed, name, rest)
         tasks.append(Task(OWN + name, "baseline", 0, name, score=own, recipe=recipe, salt=fed.salt))
         if rest:
             tasks.append(Task(f"others {name}", "baseline", 0, name, score=rest, recipe=recipe, salt=fed.salt))
@@ -128,18 +144,25 @@ def one_round(fed: Federation, parts: Parts, progress: Progress, round_index: in
     cohort = select(fed, round_index)
     tasks = [client_task(fed, parts, progress, client, round_index) for client in cohort]
     outcomes = yield tasks
-    updates = collect(fed, parts, cohort, outcomes)
+    updates, shared = heads.split(fed, collect(fed, parts, cohort, outcomes), progress.heads)
     server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
     states = dict(progress.states)
     for client in cohort:
         address = outcomes[client.client_id].state
         if address is not None:
             states[client.client_id] = address
+    after = Progress(states, server, shared)
     absent = [client for client in fed.clients if client not in cohort]
-    if absent and evaluated(fed, round_index):
-        scored = yield [score_task(fed, parts, states, client, round_index) for client in absent]
-        outcomes = {**outcomes, **scored}
-    return RoundResult(Progress(states, server), outcomes)
+    if evaluated(fed, round_index):
+        if parts.recipe().when == "replied":
+            waiting = [reply_task(fed, parts, after, client, round_index) for client in fed.clients]
+        else:
+            waiting = [score_task(fed, parts, states, client, round_index) for client in absent]
+            waiting += [score_later(fed, parts, task, states) for task in tasks if task.recipe is None]
+        if waiting:
+            scored = yield waiting
+            outcomes = {**outcomes, **{name: heads.joined(outcomes.get(name), scored[name]) for name in scored}}
+    return RoundResult(after, outcomes)
 
 
 def select(fed: Federation, round_index: int) -> list[ClientData]:
@@ -152,50 +175,68 @@ def select(fed: Federation, round_index: int) -> list[ClientData]:
 
 
 def context(fed: Federation, client: ClientData, round_index: int) -> ClientContext:
-    config = fed.config
-    first, total = round_index * config.local_steps, config.rounds * config.local_steps
-    training = config.training
+    config, training = fed.config, fed.config.training
+    pool = Pooled([task.train for task in client.tasks])
+    passes = Epochs(pool, training.batch_size, fed.seed, f"client {client.client_id}")
+    steps = passes.steps(config.local_epochs) if config.local_epochs else config.local_steps
+    first, total = round_index * steps, config.rounds * steps
     optim = Optim(
         lr=training.lr,
         lr_scale=tuple((Keys(pattern), factor) for pattern, factor in training.lr_scale.items()),
         weight_decay=training.weight_decay,
         clip=training.clip,
         schedule=training.schedule,
-        warmup=training.warmup,
+        warmup=training.warmup or math.ceil(training.warmup_ratio * total),
         total_steps=total,
         first_step=first,
     )
     stream = ClientStream(client, config.stream, fed.seed, training.batch_size, first, total)
-    return ClientContext(fed, client, round_index, config.local_steps, stream, optim)
+    source = replace(passes, first=first) if config.local_epochs else stream
+    return ClientContext(fed, client, round_index, steps, source, optim)
+
+
+def dispatched(fed: Federation, parts: Parts, progress: Progress, name: str, take: heads.Receive) -> dict[str, Any]:
+    """What the server sends to a client now, as fields of the client's task; `take` is what the objective does with
+    it."""
+    reply = parts.aggregator.reply(fed, progress.server, name)
+    strangers = undeclared(list(reply), parts.objective.down)
+    if strangers:
+        raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
+    common = heads.received(fed, progress.heads, name)
+    receive = take if reply else None
+    base = parts.aggregator.base(fed, progress.server, fed.host_of(name))
+    return {
+        "base": base.address if base else None,
+        "base_bytes": base.sent if base else 0,
+        "inbox": fed.store.put({**reply, **common}) if reply or common else None,
+        "receive": heads.receiving(receive) if common else receive,
+    }
 
 
 def client_task(fed: Federation, parts: Parts, progress: Progress, client: ClientData, round_index: int) -> Task:
     """One client's turn. The reply is made here, when the client is dispatched."""
     name = client.client_id
     ctx = context(fed, client, round_index)
-    reply = parts.aggregator.reply(fed, progress.server, name)
-    strangers = undeclared(list(reply), parts.objective.down)
-    if strangers:
-        raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
-    due = evaluated(fed, round_index)
+    due = evaluated(fed, round_index) and parts.recipe().when == "trained"
+    cells = cells_due(fed, client, round_index) if due else ()
+    later = bool(heads.borrowed(fed, name, cells, progress.states))  # when the others' heads are trained, too
     return Task(
         actor=name,
         stage="round",
         round_index=round_index,
-        backbone=fed.backbone_of[name],
+        backbone=fed.host_of(name),
         state=progress.states[name],
-        frozen=fed.frozen.get(fed.backbone_of[name]),
-        inbox=fed.store.put(reply) if reply else None,
-        receive=parts.objective.receive if reply else None,
-        phases=parts.objective.phases(ctx),
-        statistics=parts.objective.statistics(ctx),
-        up=parts.objective.up,
+        frozen=fed.frozen.get(fed.host_of(name)),
+        phases=heads.trained(fed, name, parts.objective.phases(ctx)),
+        statistics=parts.objective.statistics(ctx) + parts.aggregator.statistics(ctx, parts.objective),
+        up=parts.up + heads.shares(fed, name),
         others=parts.objective.others(fed),
         postprocess=tuple(item.apply for item in parts.postprocessors),
-        score=cells_due(fed, client, round_index) if due else (),
-        recipe=parts.recipe() if due else None,
+        score=cells,
+        recipe=parts.recipe() if cells and not later else None,
         num_examples=client.num_examples,
         salt=fed.salt,
+        **dispatched(fed, parts, progress, name, parts.objective.receive),
     )
 
 
@@ -204,7 +245,8 @@ def score_task(
 ) -> Task:
     """Evaluation of a client that did not train in this round."""
     name = client.client_id
-    backbone = fed.backbone_of[name]
+    backbone = fed.host_of(name)
+    cells = cells_due(fed, client, round_index)
     return Task(
         actor=name,
         stage="score",
@@ -212,9 +254,44 @@ def score_task(
         backbone=backbone,
         state=states[name],
         frozen=fed.frozen.get(backbone),
-        score=cells_due(fed, client, round_index),
+        score=cells,
         recipe=parts.recipe(),
+        heads=heads.borrowed(fed, name, cells, states),
         salt=fed.salt,
+    )
+
+
+def reply_task(fed: Federation, parts: Parts, progress: Progress, client: ClientData, round_index: int) -> Task:
+    """Evaluation of what the server now has for a client: its next reply, taken in and not trained on. The reply is
+    booked as `score_payload` and `score_wire`; should the client be dispatched next, it is sent again, and booked."""
+    task = score_task(fed, parts, progress.states, client, round_index)
+    return replace(task, **dispatched(fed, parts, progress, client.client_id, parts.objective.replied))
+
+
+def personal(fed: Federation, parts: Parts, progress: Progress, name: str) -> dict[str, Tensor]:
+    """The tensors of a client's personal model, with the server's reply taken in where a recipe evaluates that."""
+    state = fed.store.get(progress.states[name])
+    if parts.recipe().when == "trained":
+        return state
+    sent = dispatched(fed, parts, progress, name, parts.objective.replied)
+    return dict(sent["receive"](state, fed.store.get(sent["inbox"]))) if sent["receive"] is not None else state
+
+
+def score_later(fed: Federation, parts: Parts, task: Task, states: Mapping[str, Address]) -> Task:
+    """Evaluation of a client that trained in this round, with the heads that the others have now."""
+    return replace(
+        task,
+        stage="score",
+        state=states[task.actor],
+        base_bytes=0,
+        inbox=None,
+        receive=None,
+        phases=(),
+        statistics=(),
+        up=(),
+        postprocess=(),
+        recipe=parts.recipe(),
+        heads=heads.borrowed(fed, task.actor, task.score, states),
     )
 
 
@@ -225,7 +302,8 @@ def collect(fed: Federation, parts: Parts, cohort: list[ClientData], outcomes: M
         outcome = outcomes[client.client_id]
         if outcome.sent is None:
             continue
-        strangers = undeclared(list(fed.store.get(outcome.sent)), parts.objective.up) if parts.postprocessors else []
+        declared = parts.up + heads.shares(fed, client.client_id)
+        strangers = undeclared(list(fed.store.get(outcome.sent)), declared) if parts.postprocessors else []
         if strangers:
             raise UserError(f"The update of {client.client_id} holds '{strangers[0]}', which may not leave the client.")
         backbone = fed.backbone_of[client.client_id]
@@ -257,7 +335,7 @@ def cells_due(fed: Federation, client: ClientData, round_index: int) -> tuple[Ce
     cells = cells_for(fed, client) if with_others else own_cells(client)
     if options.unseen and last:
         cells += tuple(Cell("", task.name) for task in fed.benchmark.unseen)
-    return cells
+    return heads.measurable(fed, fed.backbone_of[client.client_id], cells)
 
 
 def summary(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

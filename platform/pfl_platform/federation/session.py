@@ -23,11 +23,22 @@ from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.matrix import results as make_results
 from pfl_platform.federation.components import Federation, ServerState
 from pfl_platform.federation.observers import Observer, RunInfo
-from pfl_platform.federation.rounds import Parts, Progress, RoundResult, baseline, drive, one_round, prepare, summary
+from pfl_platform.federation.rounds import (
+    Parts,
+    Progress,
+    RoundResult,
+    baseline,
+    drive,
+    one_round,
+    personal,
+    prepare,
+    summary,
+)
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Cost, Outcome, Task
 from pfl_platform.ledger.costs import total
-from pfl_platform.plugins import PluginManager
+from pfl_platform.plugins import PluginManager, available
+from pfl_platform.settings import COMPONENTS
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.pins import pins_of
 from pfl_platform.store.run_folder import RunFolder
@@ -51,8 +62,9 @@ def run(
     manager = plugins or PluginManager()
     config = pinned(config)
     setup = build(config, manager, benchmark)
+    observers = _observers(config, manager, quiet)
     folder = RunFolder.create(out, config, _pins(setup))
-    return _continue(setup, folder, manager, quiet)
+    return _continue(setup, folder, observers)
 
 
 def resume(
@@ -65,7 +77,7 @@ def resume(
     changed = folder.check_pins(_pins(setup))
     if changed:
         raise UserError(f"The run {out} cannot go on with the same numbers: {' '.join(changed)}")
-    return _continue(setup, folder, manager, quiet)
+    return _continue(setup, folder, _observers(folder.config, manager, quiet))
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -82,24 +94,39 @@ def _pins(setup: Setup) -> dict[str, Any]:
         threads=engine.threads,
         benchmark=setup.benchmark.digest(),
         backbones={name: setup.load(name).digest for name in {*setup.backbone_of.values(), *others}},
+        packages=packages_of(setup),
         dtype=engine.dtype,
         device=setup.load(next(iter(setup.backbone_of.values()))).device.type,
     )
 
 
-def _continue(setup: Setup, folder: RunFolder, manager: PluginManager, quiet: bool) -> dict[str, Any]:
+def packages_of(setup: Setup) -> dict[str, str]:
+    """The installed packages whose plugins decide the run's numbers, with their versions. Observers only watch."""
+    config = setup.config
+    choices = [("benchmark", config.benchmark), *((kind, getattr(config, kind)) for kind in COMPONENTS)]
+    named = {("method", config.method), *(("backbone", name) for name in setup.backbone_of.values())}
+    named |= {(kind, choice.name) for kind, choice in choices if choice is not None}
+    named |= {("postprocessor", choice.name) for choice in config.postprocessors}
+    named |= {("metric", name) for name in setup.metrics}
+    plugins = [plugin for kind, name in named if (plugin := available(kind).get(name)) is not None]
+    return {plugin.package: plugin.version for plugin in plugins}
+
+
+def _continue(setup: Setup, folder: RunFolder, observers: Sequence[Observer]) -> dict[str, Any]:
     with folder.lock():
         ended = folder.read_results()
         if ended is not None:
             return ended
-        observers = _observers(setup.config, manager, quiet)
+        place = _Place()
         with _numerics(setup.config):
             try:
-                return _Run(setup, folder, observers).to_end()
-            except UserError as error:  # whatever is found only now, a truncated picture for example
+                return _Run(setup, folder, (*observers, place)).to_end()
+            except (UserError, OSError) as error:  # whatever is found only now, a truncated picture for example
                 _tell(observers, error)
+                where = "" if isinstance(error, RunStopped) else place.sentence()  # a stop of the loop says it itself
                 raise RunStopped(
-                    f"{error} Finished rounds are safe: go on with `pfl-platform resume {folder.path}`."
+                    f"{error}{where} Finished rounds are kept: go on with `pfl-platform resume {folder.path}` "
+                    f"(its settings are in {folder.path / 'config.yaml'})."
                 ) from error
             except BaseException as error:
                 _tell(observers, error)
@@ -132,6 +159,31 @@ def _numerics(config: RunConfig) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+
+
+class _Place(Observer):
+    """Who is at work, so that an error of the data can be found."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Task] = []
+        self._steps = 0
+
+    def stage_started(self, stage: str, round_index: int, tasks: Sequence[Task]) -> None:
+        self._waiting, self._steps = list(tasks), 0
+
+    def step_done(self, task: Task, step: int, amount: int, loss: float) -> None:
+        self._steps = step + 1
+
+    def task_done(self, task: Task, outcome: Outcome, cached: bool) -> None:
+        self._waiting, self._steps = self._waiting[1:], 0
+
+    def sentence(self) -> str:
+        """Actor, round and steps done; empty between tasks."""
+        if not self._waiting:
+            return ""
+        task = self._waiting[0]
+        where = f"round {task.round_index}" if task.stage in ("round", "score") else f"stage '{task.stage}'"
+        return f" It happened at '{task.actor}' in {where}, after {self._steps} of its local steps."
 
 
 class _Books(Observer):
@@ -171,15 +223,17 @@ class _Run:
             setup.benchmark.name,
             [client.client_id for client in fed.clients],
             config.rounds,
-            config.local_steps,
+            0 if config.local_epochs else config.local_steps,
             done,
+            config.local_epochs,
         )
         for observer in self.observers:
             observer.run_started(info)
         progress = self._prepared(fed, parts, engine)
         last = folder.last_round()
         if last is not None:
-            progress = Progress(last["states"], ServerState(last["server"]["tensors"], last["server"]["meta"]))
+            server = ServerState(last["server"]["tensors"], last["server"]["meta"])
+            progress = Progress(last["states"], server, last.get("heads", {}))
         for round_index in range(done, config.rounds):
             result = drive(one_round(fed, parts, progress, round_index), engine)
             progress = result.progress
@@ -223,10 +277,10 @@ class _Run:
         recipe = parts.recipe()
         if len(recipe.passes) != 1:
             return  # a personal model of several passes has no form as one adapter
-        name = fed.backbone_of[client_id]
+        name = fed.host_of(client_id)
         host = worker.host(name)
         host.load_frozen(fed.frozen.get(name), fed.store.get)
-        host.load(fed.store.get(progress.states[client_id]))
+        host.load(personal(fed, parts, progress, client_id))
         with self.folder.exporting(client_id) as target:
             if not save_personal(host, recipe.passes[0], target):
                 (target / "README.md").write_text(
@@ -241,6 +295,7 @@ def round_record(result: RoundResult) -> dict[str, Any]:
     return {
         "states": dict(result.progress.states),
         "server": {"tensors": dict(server.tensors), "meta": dict(server.meta)},
+        "heads": dict(result.progress.heads),
         "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
         "summary": {**summary(result.outcomes), "report": dict(server.report)},
     }

@@ -22,12 +22,21 @@ from pfl_platform.engines.worker import Worker, Workplace
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.generate import Judge
 from pfl_platform.evaluation.surfaces import Cell, Metric
+from pfl_platform.federation.checks import (
+    check_clients,
+    check_components,
+    check_equal_adapters,
+    check_modality,
+    check_rates,
+)
 from pfl_platform.federation.components import Federation
+from pfl_platform.federation.own_adapters import ByHost, adapters_of_clients, twin
 from pfl_platform.federation.rounds import OWN, Parts
-from pfl_platform.federation.tasks import Share, Store
+from pfl_platform.federation.rows import check_public, check_rows
+from pfl_platform.federation.tasks import Store
 from pfl_platform.plugins import PluginManager, default
+from pfl_platform.recipes import check_client_names
 from pfl_platform.store.memory import MemoryStore
-from pfl_platform.store.run_folder import safe_name
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,22 @@ class Setup:
     backbone_of: Mapping[str, str]
     load: Callable[[str], Backbone]
     metrics: Mapping[str, Metric]
-
     public: Callable[[], Sequence[Sample]]
+    own_hosts: Mapping[str, str]
+    own_adapters: Mapping[str, AdapterType]
 
     def federation(self, store: Store) -> Federation:
-        return Federation(self.config, self.benchmark, self.adapter, self.backbone_of, store, self.load, self.public)
+        return Federation(
+            self.config,
+            self.benchmark,
+            self.adapter,
+            self.backbone_of,
+            store,
+            self.load,
+            self.public,
+            own_hosts=self.own_hosts,
+            own_adapters=self.own_adapters,
+        )
 
     def worker(self, store: Store) -> Worker:
         """The worker of this process."""
@@ -89,6 +109,7 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     if benchmark is None:
         benchmark = plugins.make("benchmark", config.benchmark.name, config.benchmark.options)
     check_clients(benchmark)
+    check_client_names(config, benchmark)
     adapter: AdapterType = made("adapter", config.adapter)
     parts = Parts(
         objective=made("objective", config.objective),
@@ -111,45 +132,62 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     for name in sorted(set(backbone_of.values())):
         loaded.setdefault(name, load(name))
         adapter.check(load(name))
+    own_hosts, own_adapters = adapters_of_clients(
+        config, backbone_of, lambda options: made("adapter", Choice(name=config.adapter.name, options=dict(options)))
+    )
+    for client_id, host in own_hosts.items():
+        loaded.setdefault(host, twin(load(backbone_of[client_id]), host))
+        own_adapters[client_id].check(load(host))
+    if own_hosts:
+        adapter = ByHost(adapter, {host: own_adapters[client_id] for client_id, host in own_hosts.items()})
     check_modality(config, benchmark, backbone_of, load, parts)
     names = {task.metric for client in benchmark.clients for task in client.tasks}
     names |= {task.metric for task in benchmark.unseen}
     metrics: dict[str, Metric] = {name: plugins.make("metric", name, {}) for name in sorted(names)}
-    public = public_set(config, benchmark, plugins)
-    setup = Setup(config, benchmark, adapter, parts, backbone_of, load, metrics, public)
+
+    @cache
+    def public() -> Sequence[Sample]:
+        samples = public_set(config, benchmark, plugins)
+        readers = {*backbone_of.values(), *parts.objective.others(fed)}
+        check_public([load(name) for name in sorted(readers)], samples)
+        return samples
+
+    setup = Setup(config, benchmark, adapter, parts, backbone_of, load, metrics, public, own_hosts, own_adapters)
     fed = setup.federation(MemoryStore())
     for name in parts.objective.others(fed):
         adapter.check(load(name))
+    check_equal_adapters(fed, parts)
     for component in parts.components:
         component.check(fed)
+    check_rates(fed, parts)
+    check_rows(fed, parts)
+    if config.public.name is not None:
+        public()  # whether or not a component reads it, a name that was given has to be right
     return setup
 
 
-def public_set(config: RunConfig, benchmark: Benchmark, plugins: PluginManager) -> Callable[[], Sequence[Sample]]:
-    """Reads the public set when it is first asked for: one of the benchmark's, or the folder or file that was named.
+def public_set(config: RunConfig, benchmark: Benchmark, plugins: PluginManager) -> Sequence[Sample]:
+    """One of the benchmark's public sets, or the folder or file that was named.
 
     A folder or file may hold what some client has too; such samples are left out.
     """
     name, size, seed = config.public.name, config.public.size, config.seed
     if name is None or not Path(name).is_absolute():
-        return cache(lambda: benchmark.public(name, size, seed))
+        return benchmark.public(name, size, seed)
+    if not Path(name).exists():
+        raise UserError(f"The public set {name} does not exist.")
     reader: Benchmark = plugins.make("benchmark", default("benchmark-from-path").name, {"public": name})
-
-    @cache
-    def read() -> Sequence[Sample]:
-        private = {
-            content(sample)
-            for client in benchmark.clients
-            for task in client.tasks
-            for part in (task.train, task.validation, task.test)
-            for sample in part
-        }
-        found = [sample for sample in reader.public(None, size, seed) if content(sample) not in private]
-        if not found:
-            raise UserError(f"The public set {name} holds nothing that the clients of '{benchmark.name}' do not have.")
-        return found
-
-    return read
+    private = {
+        content(sample)
+        for client in benchmark.clients
+        for task in client.tasks
+        for part in (task.train, task.validation, task.test)
+        for sample in part
+    }
+    found = [sample for sample in reader.public(None, size, seed) if content(sample) not in private]
+    if not found:
+        raise UserError(f"The public set {name} holds nothing that the clients of '{benchmark.name}' do not have.")
+    return found
 
 
 def content(sample: Sample) -> tuple[Hashable, ...]:
@@ -176,86 +214,9 @@ def backbone_options(config: RunConfig) -> dict[str, object]:
     return {"dtype": config.engine.dtype, "device": device, **config.backbone_options}
 
 
-def check_clients(benchmark: Benchmark) -> None:
-    """Clients exist, have different ids, and have data to train on."""
-    seen: set[str] = set()
-    if not benchmark.clients:
-        raise UserError(f"The benchmark '{benchmark.name}' has no clients.")
-    for client in benchmark.clients:
-        if client.client_id in seen:
-            raise UserError(f"Two clients of '{benchmark.name}' have the id '{client.client_id}'.")
-        seen.add(client.client_id)
-        if ":" in client.client_id:
-            raise UserError(f"The client id '{client.client_id}' of '{benchmark.name}' holds a colon; choose another.")
-        safe_name(client.client_id)
-        if client.num_examples == 0:
-            raise UserError(f"The client '{client.client_id}' of '{benchmark.name}' has no training samples.")
-        names = [task.name for task in client.tasks]
-        if len(set(names)) != len(names):
-            raise UserError(f"The client '{client.client_id}' of '{benchmark.name}' has two tasks of the same name.")
-
-
 def assign(config: RunConfig, benchmark: Benchmark) -> dict[str, str]:
     """The backbone of each client: by id, else by '*', else what the benchmark proposes."""
     given = config.backbones
     return {
         client.client_id: given.get(client.client_id, given.get("*", client.backbone)) for client in benchmark.clients
     }
-
-
-def check_components(config: RunConfig, parts: Parts) -> None:
-    """Objective, aggregator and adapter agree on what they exchange."""
-    for component in parts.components:
-        needed = component.needs.adapters
-        if needed and config.adapter.name not in needed:
-            raise UserError(
-                f"{type(component).__name__} works with the adapters {', '.join(needed)}, "
-                f"not with '{config.adapter.name}'."
-            )
-        if component.needs.full_cohort and config.cohort:
-            raise UserError(f"{type(component).__name__} needs every client in every round; leave `cohort` at 0.")
-    needs = parts.aggregator.needs
-    up, down = _slots(parts.objective.up), _slots(parts.objective.down)
-    who, whom = config.aggregator.name, config.objective.name
-    for slot in needs.consumes:
-        if slot not in up and not (slot == "*" and up):
-            wanted = "updates" if slot == "*" else f"keys '{slot}/...'"
-            sends = ", ".join(f"'{name}/...'" for name in sorted(up)) or "nothing"
-            raise UserError(f"The aggregator '{who}' needs {wanted}, but the objective '{whom}' sends {sends}.")
-    for slot in sorted(up if "*" in needs.replies else set(needs.replies)):
-        if slot not in down:
-            takes = ", ".join(f"'{name}/...'" for name in sorted(down)) or "nothing"
-            raise UserError(f"The aggregator '{who}' replies with keys '{slot}/...', but '{whom}' takes in {takes}.")
-
-
-def _slots(shares: Sequence[Share]) -> set[str]:
-    return {pattern.split("/")[0] for share in shares for pattern in share.keys.patterns}
-
-
-def check_modality(
-    config: RunConfig,
-    benchmark: Benchmark,
-    backbone_of: Mapping[str, str],
-    load: Callable[[str], Backbone],
-    parts: Parts,
-) -> None:
-    """Text-only backbones get no pictures, in training or evaluation; components get the modality that they need."""
-    texts = [name for name in sorted(set(backbone_of.values())) if load(name).card.modality == "text"]
-    options = config.evaluation
-    for client in benchmark.clients:
-        name = backbone_of[client.client_id]
-        reader = name if name in texts else (texts[0] if texts and options.others else None)
-        if reader is not None and any(_has_pictures(task) for task in client.tasks):
-            raise UserError(
-                f"The backbone '{reader}' reads text only, but samples of client '{client.client_id}' have pictures; "
-                + ("choose a vision-language backbone." if reader == name else "set evaluation.others=false.")
-            )
-        for component in parts.components:
-            if component.needs.modality not in (None, load(name).card.modality):
-                raise UserError(f"{type(component).__name__} needs {component.needs.modality} backbones.")
-    if texts and options.unseen and any(_has_pictures(task) for task in benchmark.unseen):
-        raise UserError(f"The backbone '{texts[0]}' reads text only, but unseen tasks have pictures.")
-
-
-def _has_pictures(task: TaskData) -> bool:
-    return any(sample.pictures for part in (task.train, task.validation, task.test) for sample in part)

@@ -33,12 +33,40 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one task cost. Bytes: `*_payload` is the formula (values x item size), `*_wire` the serialised length.
+
+    A task whose outcome was there from before costs what it cost then, seconds included: an outcome is kept with its
+    cost, and a component that keeps results of its own says what they cost in `Task.recorded`. So a run that was
+    killed, or that found an alignment of an earlier run, states the costs of one that computed everything; only
+    seconds, and the peak on a CPU, are the machine's.
+    """
+
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    steps: int = 0
+    flops: float = 0.0  # counted by the profiler on sampled batches, scaled by tokens; see `pfl_platform.ledger.flops`
+    flops_formula: float = 0.0  # of every forward pass that was made, on every backbone
+    peak_memory: int = 0  # bytes: device peak, or the process's resident peak on a CPU
+    up_payload: int = 0
+    up_wire: int = 0
+    down_payload: int = 0
+    down_wire: int = 0
+    head_payload: int = 0  # task heads of other clients, brought in to answer their tasks; part of no message
+    head_wire: int = 0
+    score_payload: int = 0  # replies that came down for evaluation alone; they count in no `down_*`
+    score_wire: int = 0
+
+
+@dataclass(frozen=True)
 class Task:
     """One actor's turn: a client's, the server's, or an alignment's.
 
-    state: the actor's tensors. frozen: tensors shared by all actors on this backbone. inbox: the message for this turn.
+    state: the actor's tensors. frozen: tensors shared by all actors on this backbone. base: a delta of the backbone
+    that is on in every forward pass; base_bytes: what it took to bring it there. inbox: the message for this turn.
     receive: applied to (state, inbox) before training. up: what may leave. others: further backbones that losses and
-    statistics run.
+    statistics run. heads: owner of cells -> state whose task head answers them, where it is not the actor's own.
+    recorded: the task was done in another run, which left `state`, at this cost; nothing is computed, all is booked.
     """
 
     actor: str
@@ -47,6 +75,8 @@ class Task:
     backbone: str
     state: Address | None = None
     frozen: Address | None = None
+    base: Address | None = None
+    base_bytes: int = 0
     inbox: Address | None = None
     receive: Callable[[dict[str, Tensor], Tensors], Mapping[str, Tensor]] | None = None
     phases: tuple[Phase, ...] = ()
@@ -56,7 +86,9 @@ class Task:
     postprocess: tuple[Callable[[Tensors, Tensors, Any], Tensors], ...] = ()
     score: tuple[Cell, ...] = ()
     recipe: InferenceRecipe | None = None
+    heads: Mapping[str, Address] = field(default_factory=dict)
     num_examples: int = 0
+    recorded: Cost | None = None
     salt: Mapping[str, Any] = field(default_factory=dict)  # whatever else decides the outcome
 
     def digest(self) -> str:
@@ -67,33 +99,20 @@ class Task:
                 "stage": self.stage,
                 "round": self.round_index,
                 "backbone": self.backbone,
-                "tensors": [self.state, self.frozen, self.inbox],
+                "tensors": [self.state, self.frozen, self.base, self.inbox],
                 "phases": [phase.describe() for phase in self.phases],
                 "statistics": [[item.name, item.every, item.amount] for item in self.statistics],
+                "others": list(self.others),
                 "up": [[list(share.keys.patterns), share.scope] for share in self.up],
                 "score": [cell.key for cell in self.score],
+                "heads": dict(self.heads),
+                "recorded": self.recorded is not None,
                 "salt": dict(self.salt),
             },
             sort_keys=True,
             default=str,
         )
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one task cost. Bytes: `*_payload` is the formula (values x item size), `*_wire` the serialised length."""
-
-    seconds: float = 0.0
-    train_seconds: float = 0.0
-    steps: int = 0
-    flops: float = 0.0  # counted by the profiler on sampled batches, scaled by tokens
-    flops_formula: float = 0.0
-    peak_memory: int = 0  # bytes: device peak, or the process's resident peak on a CPU
-    up_payload: int = 0
-    up_wire: int = 0
-    down_payload: int = 0
-    down_wire: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,10 +150,6 @@ class Store(Protocol):
 
     def get(self, address: Address, keys: Keys | None = None) -> dict[str, Tensor]:
         """The tensors (or those that `keys` covers), on the CPU, sorted by key."""
-        ...
-
-    def size(self, address: Address) -> int:
-        """Serialised length in bytes."""
         ...
 
     def put_text(self, text: str) -> Address:

@@ -20,6 +20,10 @@ FIELDS: tuple[str, ...] = (
     "up_wire",
     "down_payload",
     "down_wire",
+    "head_payload",
+    "head_wire",
+    "score_payload",
+    "score_wire",
 )
 """The fields of `Cost`. All add up but `peak_memory`, of which the largest counts."""
 

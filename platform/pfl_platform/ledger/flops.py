@@ -2,6 +2,16 @@
 
 A multiplication and an addition are two operations; only matrix products and convolutions count. In the formulas `N`
 are params that every token passes once: an embedding table that is looked up is not among them, an output head is.
+
+What is in the figures of a task (`Cost.flops`, counted, and `Cost.flops_formula`):
+
+- both: all forward passes of training, alignment and statistics, on every backbone they run, by the tokens that are no
+  padding; of passes with a gradient the way back to the params that train.
+- only counted: attention scores, the vision tower and its projector, what losses and statistics compute beside their
+  forward passes, and the padding of no batch but the shape of one row (see `sampling`).
+- only in the formula: nothing. An adapter's factors are taken as if each token met each of them once, so factors that
+  slots share count once, and an encoder-decoder's blocks as if all of them read question and answer.
+- in neither: the optimiser's step, evaluation, the server's sums of tensors.
 """
 
 from __future__ import annotations
@@ -66,6 +76,22 @@ def training_flops(
     base = frozen + idle_adapter
     passes = forward_flops(base, tokens) + backward_flops(base, tokens, recompute=recompute)
     return passes + extra_forwards * forward_flops(base, tokens) + adapter_flops(adapter, tokens)
+
+
+def pass_flops(frozen: int, trained: int, idle: int, tokens: int, *, gradient: bool) -> int:
+    """One forward pass as it was made, with its way back where there is one.
+
+    frozen: params of the backbone. trained, idle: params of the adapters in the mix that train and that do not.
+    gradient: whether the pass keeps what a backward pass needs; without trained params it leads nowhere.
+
+    >>> pass_flops(1_000, 10, 4, 5, gradient=True) == 4 * (1_000 + 4) * 5 + 6 * 10 * 5
+    True
+    >>> pass_flops(1_000, 10, 4, 5, gradient=False) == 2 * (1_000 + 10 + 4) * 5
+    True
+    """
+    if gradient and trained:
+        return training_flops(frozen, trained, tokens, idle_adapter=idle)
+    return forward_flops(frozen + trained + idle, tokens)
 
 
 def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:

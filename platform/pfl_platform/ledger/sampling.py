@@ -1,15 +1,27 @@
-"""FLOPs of training by the profiler, without slowing training down.
+"""FLOPs of a task, found twice: by the profiler, and by the formula for every forward pass that was really made.
 
 The profiler counts one dry row per kind of work (a step, or a statistic), and batches are booked by their tokens.
-The dry row is discarded, so counting never touches what is trained. A meter lives as long as a task: what a task is
-said to cost must not depend on what its process did before.
+The dry row is discarded, so counting never touches what is trained. The formula is booked where a backbone is called,
+so that a second pass, a pass of another backbone, or one that only some steps make, is in it. A meter lives as long as
+a task: what a task is said to cost must not depend on what its process did before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from pfl_platform.ledger.flops import count_flops
+import torch
+from torch import Tensor, nn
+
+from pfl_platform.ledger.flops import count_flops, pass_flops
+
+if TYPE_CHECKING:
+    from pfl_platform.adapters.host import Host
+    from pfl_platform.adapters.surfaces import Mix
+
+FROZEN = "frozen"
 
 
 class FlopMeter:
@@ -21,18 +33,63 @@ class FlopMeter:
     >>> meter.book(("tiny", "step"), 8)   # 2 * 2 * 3 * 5 = 60 FLOPs for 4 tokens, so 120 for 8
     >>> meter.total
     120.0
+
+    total: what the profiler counted, scaled by tokens. formula: `pass_flops` of every pass of the watched backbones.
+    passes: how many of those there were, by backbone. Dry rows are in neither.
     """
 
     def __init__(self) -> None:
         self._per_token: dict[tuple[str, ...], float] = {}
+        self._dry = False
         self.total = 0.0
+        self.formula = 0
+        self.passes: dict[str, int] = {}
 
     def known(self, kind: tuple[str, ...]) -> bool:
         return kind in self._per_token
 
     def measure(self, kind: tuple[str, ...], tokens: int, run: Callable[[], object]) -> None:
         """Runs `run` under the profiler; its result is dropped."""
-        self._per_token[kind] = count_flops(run)[1] / max(1, tokens)
+        self._dry = True
+        try:
+            self._per_token[kind] = count_flops(run)[1] / max(1, tokens)
+        finally:
+            self._dry = False
 
     def book(self, kind: tuple[str, ...], tokens: int) -> None:
         self.total += self._per_token[kind] * tokens
+
+    @contextmanager
+    def watching(self, host: Host, slots: Sequence[str] = ()) -> Iterator[None]:
+        """Books every pass of the host's backbone that is made inside. `slots`: what a learned mix may weigh."""
+        sizes: dict[str, list[tuple[Tensor, int]]] = {}
+        for key, tensor in host.params.items():
+            sizes.setdefault(key.partition("/")[0], []).append((tensor, tensor.numel()))
+
+        def called(_module: nn.Module, _args: Any, inputs: Mapping[str, Any], _output: Any) -> None:
+            if self._dry:
+                return
+            trained = idle = 0
+            for slot in _in_use(host.control.mix, slots):
+                for tensor, size in sizes.get(slot, ()):
+                    if tensor.requires_grad:
+                        trained += size
+                    else:
+                        idle += size
+            masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
+            tokens = sum(int(mask.sum()) for mask in masks)
+            self.formula += pass_flops(host.linear_values, trained, idle, tokens, gradient=torch.is_grad_enabled())
+            self.passes[host.backbone.name] = self.passes.get(host.backbone.name, 0) + 1
+
+        hook = host.backbone.model.register_forward_hook(called, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def _in_use(mix: Mix, slots: Sequence[str]) -> set[str]:
+    """The slots whose params a pass under this mix is multiplied with."""
+    if not mix:
+        return set()
+    return {FROZEN, *((*slots, mix) if isinstance(mix, str) else mix)}

@@ -23,11 +23,9 @@ _REFRESHES = 8
 
 def headline(info: RunInfo) -> str:
     """What is being run, in one line."""
+    amount = f"{info.local_epochs} local epochs" if info.local_epochs else f"{info.local_steps} local steps"
     resumed = f", going on after round {info.rounds_done}" if info.rounds_done else ""
-    return (
-        f"{info.method} on {info.benchmark}: {len(info.clients)} clients, "
-        f"{info.rounds} rounds of {info.local_steps} local steps{resumed}"
-    )
+    return f"{info.method} on {info.benchmark}: {len(info.clients)} clients, {info.rounds} rounds of {amount}{resumed}"
 
 
 class PlainProgress(Tracker):

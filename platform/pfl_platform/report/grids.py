@@ -79,9 +79,11 @@ def client_grid(results: Results) -> Grid:
         f"{byte_text(cost['down_payload'])} down, serialised {byte_text(cost['up_wire'])} and "
         f"{byte_text(cost['down_wire'])}.",
     )
+    epochs = results["config"].get("local_epochs", 0)
+    amount = _count(epochs, "local epoch") if epochs else _count(results["local_steps"], "local step")
     title = (
         f"{results['method']} on {results['benchmark']}, seed {results['seed']}: "
-        f"{_count(results['rounds'], 'round')} of {_count(results['local_steps'], 'local step')}"
+        f"{_count(results['rounds'], 'round')} of {amount}"
     )
     return Grid(title, columns, 2, notes)
 

@@ -45,6 +45,7 @@ class Journal(Observer):
             clients=list(info.clients),
             rounds=info.rounds,
             local_steps=info.local_steps,
+            **({"local_epochs": info.local_epochs} if info.local_epochs else {}),
             rounds_done=info.rounds_done,
         )
 

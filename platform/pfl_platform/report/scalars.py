@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pfl_platform.evaluation.matrix import KINDS, mean, values_of
 from pfl_platform.federation.observers import Observer, RunInfo
 from pfl_platform.ledger.costs import total
+from pfl_platform.report.event_file import EventFile
 from pfl_platform.store.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 _COSTS = ("up_payload", "up_wire", "down_payload", "down_wire", "seconds", "train_seconds", "flops")
@@ -28,19 +26,16 @@ class Scalars(Observer):
 
     def __init__(self) -> None:
         self._folder: RunFolder | None = None
-        self._writer: SummaryWriter | None = None
+        self._writer: EventFile | None = None
 
     def run_started(self, info: RunInfo) -> None:
         if info.folder is None:
             return
         self._folder = RunFolder(info.folder)
         try:
-            # Imported here, as it takes a second.
-            from torch.utils.tensorboard import SummaryWriter
-
             target = info.folder / "tensorboard"
             again = target.is_dir() and any(target.iterdir())
-            self._writer = SummaryWriter(str(target), purge_step=1 if again else None)
+            self._writer = EventFile(target, purge_step=1 if again else None)
             for record in self._folder.rounds():
                 self._write(record)
         except OSError as error:
@@ -53,27 +48,24 @@ class Scalars(Observer):
             record = self._folder.last_round()
             if record is not None:
                 self._write(record)
-                self._writer.flush()
         except OSError as error:
             self._give_up(error)
 
     def close(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
-            try:
-                writer.close()
-            except OSError as error:
-                self._give_up(error)
+            writer.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._writer is not None:
             for tag, value in points(record):
                 self._writer.add_scalar(tag, value, record["round_index"] + 1)
+            self._writer.flush()
 
     def _give_up(self, error: OSError) -> None:
         """An observer changes nothing: a run does not end because its curves cannot be written."""
         logger.warning("No more TensorBoard scalars are written: %s", error)
-        self._writer = None
+        self.close()
 
 
 def points(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Tensors
@@ -24,6 +23,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.federation.tasks import Address, Cost, Outcome
 from pfl_platform.store.atomic import stopping_run, write_atomic
 from pfl_platform.store.layout import content_address, file_chunks
+from pfl_platform.store.reading import read_tensors
 
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 
@@ -52,18 +52,12 @@ class DiskStore:
         """Only the tensors asked for are read. They belong to the caller."""
         path = self._existing(self.tensor_path(address))
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                tensors = {
-                    key: _own(file.get_tensor(key)) for key in sorted(file.keys()) if keys is None or key in keys
-                }
-        except (SafetensorError, OSError) as error:
+            tensors = read_tensors(path) if keys is None else read_tensors(path, keys.match)
+        except (ValueError, OSError) as error:
             raise UserError(_damaged(path, str(error))) from error
         if self.verify and keys is None and content_address(tensors) != address:
             raise UserError(_damaged(path, "its content does not match its name"))
         return tensors
-
-    def size(self, address: Address) -> int:
-        return self._existing(self.tensor_path(address)).stat().st_size
 
     def put_text(self, text: str) -> Address:
         data = text.encode()
@@ -129,11 +123,6 @@ def _checked(address: str) -> str:
     if not _ADDRESS.fullmatch(address):
         raise UserError(f"'{address}' is no content address (64 hexadecimal digits).")
     return address
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Some versions of the library return views of one mapping of the whole file; a view would keep all of it alive."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def _damaged(path: Path, why: str) -> str:

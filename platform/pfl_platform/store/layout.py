@@ -2,7 +2,7 @@
 
 The file form is written here, tensor by tensor, so that neither a second copy of a large state is made nor a change of
 the library's internal order changes what was booked: 8 bytes with the header's length, the header as JSON padded with
-spaces to a multiple of 8, the values. Reading is the library's (`safetensors.safe_open`).
+spaces to a multiple of 8, the values. `reading` reads it; so does the library.
 """
 
 from __future__ import annotations

@@ -1,21 +1,42 @@
-"""A store that forgets: for tests, notebooks and plans."""
+"""A store in memory: for tests, notebooks, plans, and runs that leave no folder.
+
+A client's state is a few hundred small tensors, each of which would take more as an object than its values do. So the
+values of one slot lie together in one piece of bytes, and equal pieces are held once: what an update has in common with
+the state that it came from, or a state with the reply that it was given, takes no room of its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.tasks import Address, Outcome
-from pfl_platform.store.layout import content_address, file_length
+from pfl_platform.store.layout import content_address, raw
+
+Spec: TypeAlias = tuple[tuple[str, torch.dtype, torch.Size], ...]
+"""Key, dtype and shape of each tensor of a piece, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The tensors of one slot."""
+
+    spec: Spec
+    values: bytes
 
 
 class MemoryStore:
     """Implements `Store` in this process's memory; addresses are those of `DiskStore`.
 
-    >>> import torch
+    It holds everything until `keep` says what is still needed.
+
     >>> store = MemoryStore()
     >>> address = store.put({"slot/site/A": torch.ones(2), "slot/site/B": torch.zeros(1)})
     >>> store.get(address, Keys("*/B"))
@@ -23,21 +44,35 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self._tensors: dict[Address, dict[str, Tensor]] = {}
+        self._sets: dict[Address, tuple[str, ...]] = {}  # the names of its pieces
+        self._pieces: dict[str, _Piece] = {}
+        self._specs: dict[Spec, Spec] = {}  # clients of one backbone share theirs
         self._texts: dict[Address, str] = {}
         self._outcomes: dict[str, Outcome] = {}
 
     def put(self, tensors: Tensors) -> Address:
         address = content_address(tensors)
-        if address not in self._tensors:
-            self._tensors[address] = {key: _copy(tensors[key].detach().cpu()) for key in sorted(tensors)}
+        if address not in self._sets:
+            slots: dict[str, dict[str, Tensor]] = {}
+            for key in sorted(tensors):
+                slots.setdefault(key.partition("/")[0], {})[key] = tensors[key]
+            self._sets[address] = tuple(self._piece(group) for group in slots.values())
         return address
 
     def get(self, address: Address, keys: Keys | None = None) -> dict[str, Tensor]:
-        return {key: _copy(tensor) for key, tensor in self._find(address).items() if keys is None or key in keys}
-
-    def size(self, address: Address) -> int:
-        return file_length(self._find(address))
+        if address not in self._sets:
+            raise UserError(f"This store holds no tensors at the address {address}.")
+        found: dict[str, Tensor] = {}
+        for name in self._sets[address]:
+            piece, start = self._pieces[name], 0
+            for key, dtype, shape in piece.spec:
+                size = shape.numel() * dtype.itemsize
+                if keys is None or key in keys:
+                    found[key] = tensor = torch.empty(shape, dtype=dtype)
+                    if size:
+                        raw(tensor)[:] = piece.values[start : start + size]
+                start += size
+        return {key: found[key] for key in sorted(found)}
 
     def put_text(self, text: str) -> Address:
         address = hashlib.sha256(text.encode()).hexdigest()
@@ -50,17 +85,34 @@ class MemoryStore:
         return self._texts[address]
 
     def cached(self, digest: str) -> Outcome | None:
-        return self._outcomes.get(digest)
+        outcome = self._outcomes.get(digest)
+        if outcome is None:
+            return None
+        there = [address in self._sets for address in (outcome.state, outcome.sent) if address]
+        there += [outcome.predictions in self._texts] if outcome.predictions else []
+        return outcome if all(there) else None
 
     def cache(self, digest: str, outcome: Outcome) -> None:
         self._outcomes[digest] = outcome
 
-    def _find(self, address: Address) -> dict[str, Tensor]:
-        if address not in self._tensors:
-            raise UserError(f"This store holds no tensors at the address {address}.")
-        return self._tensors[address]
+    def keep(self, addresses: Iterable[Address]) -> None:
+        """Forgets all tensors and texts at other addresses, and every cached outcome that refers to one."""
+        wanted = set(addresses)
+        self._sets = {address: names for address, names in self._sets.items() if address in wanted}
+        used = {name for names in self._sets.values() for name in names}
+        self._pieces = {name: piece for name, piece in self._pieces.items() if name in used}
+        self._texts = {address: text for address, text in self._texts.items() if address in wanted}
+        self._outcomes = {digest: outcome for digest, outcome in self._outcomes.items() if self.cached(digest)}
 
+    @property
+    def held(self) -> int:
+        """Bytes of values that are held, texts not counted."""
+        return sum(len(piece.values) for piece in self._pieces.values())
 
-def _copy(tensor: Tensor) -> Tensor:
-    """Own storage, row-major, no more than the values."""
-    return tensor.resolve_conj().resolve_neg().contiguous().clone()
+    def _piece(self, tensors: Tensors) -> str:
+        name = content_address(tensors)
+        if name not in self._pieces:
+            spec = tuple((key, tensor.dtype, tensor.shape) for key, tensor in tensors.items())
+            spec = self._specs.setdefault(spec, spec)
+            self._pieces[name] = _Piece(spec, b"".join(raw(tensor) for tensor in tensors.values()))
+        return name

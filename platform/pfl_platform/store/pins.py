@@ -29,14 +29,22 @@ def software() -> dict[str, str]:
     return found
 
 
-def pins_of(*, threads: int, benchmark: str, backbones: Mapping[str, str], **more: Any) -> dict[str, Any]:
+def pins_of(
+    *,
+    threads: int,
+    benchmark: str,
+    backbones: Mapping[str, str],
+    packages: Mapping[str, str] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """All pins of a run.
 
-    threads: torch threads in use. benchmark: its digest. backbones: name -> digest of its weights. more: further
-    numeric options by name (for example `dtype`, `device`).
+    threads: torch threads in use. benchmark: its digest. backbones: name -> digest of its weights. packages: versions
+    of the installed packages whose plugins take part, by package. more: further numeric options by name (for example
+    `dtype`, `device`).
     """
     return {
-        "versions": software(),
+        "versions": {**dict(sorted((packages or {}).items())), **software()},
         "threads": threads,
         "benchmark": benchmark,
         "backbones": dict(sorted(backbones.items())),

@@ -108,7 +108,7 @@ class RunFolder:
 
     @property
     def created(self) -> str:
-        """When the run began, in UTC, ISO 8601."""
+        """When the run began, in UTC, such as 2030-01-31T12:00:00+00:00."""
         return str(self._about["created"])
 
     @property

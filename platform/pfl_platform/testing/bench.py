@@ -12,6 +12,7 @@ from typing import Any
 from pfl_platform.config import RunConfig
 from pfl_platform.data import ClientData, FixedBenchmark, Sample, TaskData, Turn
 from pfl_platform.errors import UserError
+from pfl_platform.evaluation.surfaces import Metric
 from pfl_platform.hookspecs import hookimpl
 from pfl_platform.plugins import PluginManager, available
 from pfl_platform.recipes import Request, Resolver
@@ -42,7 +43,7 @@ def client(client_id: str, backbone: str, size: int) -> ClientData:
     return ClientData(client_id, backbone, (task,))
 
 
-class _Exact:
+class _Exact(Metric):
     """The metric of the kit's benchmark: 1 for the very word."""
 
     name = "contract-exact"
@@ -63,7 +64,7 @@ class _Plugin:
 
 
 def two_backbones() -> tuple[str, str]:
-    """The two smallest installed text backbones whose weights are here."""
+    """The two smallest installed text backbones whose weights are here and whose answers go on from the question."""
     manager = PluginManager()
     found = []
     for name in sorted(available("backbone")):
@@ -71,7 +72,7 @@ def two_backbones() -> tuple[str, str]:
             backbone = manager.make("backbone", name, {})
         except UserError:
             continue  # its weights are not on this machine
-        if backbone.card.modality == "text":
+        if backbone.card.modality == "text" and not backbone.task_head and not backbone.answer_side:
             found.append((backbone.card.num_params, name))
     if len(found) < 2:
         raise UserError("The contract kit needs two installed text backbones; name them with --backbones A,B.")

@@ -14,15 +14,11 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
-from pfl_platform.federation import session
 from pfl_platform.federation.setup import backbone_options, build
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing.bench import Bench
-
-
-class Killed(BaseException):
-    """Stands for a process that dies: nothing may catch it."""
+from pfl_platform.testing.kills import Moment, cache_of_its_own, die_at, spread, watching
 
 
 def states(out: Path) -> dict[str, dict[str, Tensor]]:
@@ -130,18 +126,21 @@ def shared_params_mean_the_same(bench: Bench) -> None:
 
 
 def killed_runs_go_on(bench: Bench) -> None:
-    """A run that dies in any task and is resumed ends bit for bit like one that was not."""
-    whole = bench.run()
+    """A run that dies in preparation, training, evaluation or between them ends, resumed, like one that did not."""
+    moments: list[Moment] = []
+    with cache_of_its_own(bench.folder / "cache"), watching(moments.append):
+        whole = bench.run()
     straight = states(whole)
-    for victim in range(3 * bench.rounds):
-        out = bench.folder / f"killed-{victim}"
+    for number, moment in enumerate(spread(moments, 3 * bench.rounds)):
+        out = bench.folder / f"killed-{number}"
         shutil.rmtree(out, ignore_errors=True)
-        _die_in_task(bench, out, victim)
-        bench.resume(out)
+        with cache_of_its_own(bench.folder / f"cache-{number}"):
+            die_at(bench, out, moment)
+            bench.resume(out)
         difference = same(straight, states(out))
-        assert difference is None, f"killed in task {victim}: {difference}"
+        assert difference is None, f"killed {moment}: {difference}"
         for name in ("predictions.jsonl",):
-            assert (out / name).read_bytes() == (whole / name).read_bytes(), f"killed in task {victim}: {name} differs"
+            assert (out / name).read_bytes() == (whole / name).read_bytes(), f"killed {moment}: {name} differs"
 
 
 def plain_peft_loads_the_personal_adapter(bench: Bench) -> None:
@@ -197,29 +196,6 @@ def _keeping_everything() -> Iterator[None]:
         yield
     finally:
         RunFolder.collect_garbage = sweep  # type: ignore[method-assign]
-
-
-def _die_in_task(bench: Bench, out: Path, victim: int) -> None:
-    """Runs until the `victim`-th task of a round, in which the process dies."""
-    execute = Worker.execute
-    count = 0
-
-    def mortal(self: Worker, task: Task, observe: Any = None) -> Outcome:
-        nonlocal count
-        if task.stage == "round":
-            if count == victim:
-                raise Killed
-            count += 1
-        return execute(self, task, observe)
-
-    Worker.execute = mortal  # type: ignore[method-assign]
-    try:
-        session.run(bench.config(), out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark())
-    except Killed:
-        return
-    finally:
-        Worker.execute = execute  # type: ignore[method-assign]
-    raise AssertionError(f"the run has no task {victim}")
 
 
 CHECKS: Sequence[Callable[[Bench], None]] = (

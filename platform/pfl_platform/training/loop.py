@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.host import Host
-from pfl_platform.adapters.surfaces import Tensors
+from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.data import Sample
 from pfl_platform.errors import RunStopped
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.training.driver import Driver
-from pfl_platform.training.surfaces import Phase, Statistic, Step
+from pfl_platform.training.surfaces import Phase, Statistic, Step, Want
 from pfl_platform.training.view import BatchView, Rng
 
 StepObserver = Callable[[int, int, float], None]
@@ -46,8 +46,6 @@ class Trained:
     sent: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
-    tokens: int = 0  # positions that were trained on, padding not counted
-    trained_values: int = 0  # numbers that an optimiser changed
 
     @property
     def steps(self) -> int:
@@ -102,8 +100,6 @@ def _run_phase(
         actor.driver.open(name, chosen, step.optim, kept)
         for name, chosen, step in zip(names, params, phase.steps, strict=True)
     ]
-    trained = {key: tensor.numel() for chosen in params for key, tensor in chosen.items()}
-    result.trained_values = max(result.trained_values, sum(trained.values()))
     source = phase.data.open(kept)
     losses = result.losses.setdefault(phase.name, [])
     for index in range(phase.amount):
@@ -121,7 +117,6 @@ def _run_phase(
                 )
             stepper.update(index)
         losses.append(loss)
-        result.tokens += sum(view.encoded().tokens for view in views)
         for statistic in statistics:
             if statistic.every is not None and index % statistic.every == 0:
                 view = views[0] if len(views) == 1 else _view(actor, samples, index, phase.name)
@@ -155,22 +150,50 @@ def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Calla
         loss = step.loss(view).sum() / rows
         backward(loss)
         total += float(loss.detach())
-    if step.penalty is not None:
-        penalty = step.penalty(views[0].params, views[0].refs)
+    penalty = step.penalty(views[0].params, views[0].refs) if step.penalty is not None else None
+    if penalty is not None:
         backward(penalty)
         total += float(penalty.detach())
     return total
 
 
 def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
-    with torch.no_grad():
-        if actor.flops is not None:
-            kind = ("statistic", statistic.name)
-            if not actor.flops.known(kind):
-                row = _view(actor, view.samples[:1], view.step, statistic.name)
-                actor.flops.measure(kind, row.encoded().tokens, lambda: statistic.add(None, row))
-            actor.flops.book(kind, view.encoded().tokens)
-        return statistic.add(acc, view)
+    if actor.flops is not None:
+        kind = ("statistic", statistic.name)
+        if not actor.flops.known(kind):
+            row = _view(actor, view.samples[:1], view.step, statistic.name)
+            actor.flops.measure(kind, row.encoded().tokens, lambda: _look(actor, statistic, None, row))
+        actor.flops.book(kind, view.encoded().tokens)
+    return _look(actor, statistic, acc, view)
+
+
+def _look(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
+    """Shows a batch to a statistic, or sample after sample with the gradients that it wants."""
+    if not statistic.wants:
+        with torch.no_grad():
+            return statistic.add(acc, view)
+    host = actor.hosts(actor.backbone)
+    training = [tensor for tensor in host.params.values() if tensor.requires_grad]
+    for number, sample in enumerate(view.samples):
+        row = _view(actor, [sample], view.step, statistic.name, number)
+        row.gradients = {want.name: _gradient(host, want, row) for want in statistic.wants}
+        with torch.no_grad():
+            acc = statistic.add(acc, row)
+    host.select(Keys())
+    for tensor in training:
+        tensor.requires_grad_(True)
+    return acc
+
+
+def _gradient(host: Host, want: Want, row: BatchView) -> dict[str, Tensor]:
+    """The gradient of one sample's loss; zeros where a param plays no part in it."""
+    chosen = host.select(want.keys)
+    with torch.enable_grad():
+        found = torch.autograd.grad(want.loss(row).sum(), list(chosen.values()), allow_unused=True)
+    return {
+        key: torch.zeros_like(tensor) if gradient is None else gradient
+        for (key, tensor), gradient in zip(chosen.items(), found, strict=True)
+    }
 
 
 def _book_step(

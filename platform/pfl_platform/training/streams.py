@@ -6,9 +6,11 @@ the total step of the run, not by rounds, so any number of rounds at equal total
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -126,19 +128,52 @@ class OpenStream:
         return {COUNTS: torch.from_numpy(self._counts.copy())}
 
 
+class Pooled(Sequence[Sample]):
+    """Several sequences of samples, one behind the other; a sample is asked for when it is read.
+
+    >>> from pfl_platform.data import Turn
+    >>> one, two = (Sample(name, (Turn("Say it.", name),)) for name in ("one", "two"))
+    >>> pool = Pooled([[one], [], [two, one]])
+    >>> len(pool), pool[1].id, [sample.id for sample in pool[1:]]
+    (3, 'two', ['two', 'one'])
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(len(part) for part in self._parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        number = bisect_right(self._ends, place)
+        return self._parts[number][place - (self._ends[number - 1] if number else 0)]
+
+
 @dataclass(frozen=True)
 class Epochs(Source):
-    """Fixed samples in shuffled passes, for alignment, distillation and pretraining. `name` addresses the order."""
+    """Fixed samples in shuffled passes, for alignment, distillation, pretraining, and clients that count in epochs.
+    `name` addresses the order; `first` is the number of batches that were read in earlier turns."""
 
     samples: Sequence[Sample]
     batch_size: int
     seed: int
     name: str
     shuffle: bool = True
+    first: int = 0
 
     def describe(self) -> Mapping[str, Any]:
         ids = [sample.id for sample in self.samples[:3]]
-        return {"name": self.name, "size": len(self.samples), "batch": self.batch_size, "ids": ids, "seed": self.seed}
+        size, batch = len(self.samples), self.batch_size
+        told = {"name": self.name, "size": size, "batch": batch, "ids": ids, "seed": self.seed}
+        return {**told, "first": self.first} if self.first else told
 
     def steps(self, epochs: int = 1) -> int:
         """Batches in so many passes; a pass's last, smaller batch counts."""
@@ -156,7 +191,7 @@ class OpenEpochs:
 
     def batch(self, step: int) -> list[Sample]:
         source = self._source
-        epoch, position = divmod(step, source.steps())
+        epoch, position = divmod(source.first + step, source.steps())
         if epoch != self._epoch:
             self._epoch = epoch
             count = len(source.samples)

@@ -31,8 +31,9 @@ class Output:
 class View(Protocol):
     """All that a loss or a statistic sees of one micro-batch.
 
-    samples: the raw samples. params: key -> live tensor of the adapters that are loaded. refs: the task's inbox, for
-    anchors and targets. step: index in the phase.
+    samples: the raw samples. params: key -> live tensor of the adapters that are loaded. refs: the actor's state as it
+    was when training began and the task's inbox, for anchors, targets and strengths. step: index in the phase.
+    gradients: what a statistic's `wants` asked for, by name; the view then has one sample.
     """
 
     @property
@@ -46,6 +47,9 @@ class View(Protocol):
 
     @property
     def refs(self) -> Tensors: ...
+
+    @property
+    def gradients(self) -> Mapping[str, Tensors]: ...
 
     def backbone(self, name: str | None = None) -> Backbone:
         """A backbone of the task by name; the client's own by default."""
@@ -62,8 +66,8 @@ class View(Protocol):
 Loss: TypeAlias = Callable[[View], Tensor]
 """View -> loss per row, shape (rows,); the loop takes the mean over the batch's rows."""
 
-Penalty: TypeAlias = Callable[[Mapping[str, Tensor], Tensors], Tensor]
-"""(live params, the task's inbox) -> scalar added once per optimiser step."""
+Penalty: TypeAlias = Callable[[Mapping[str, Tensor], Tensors], "Tensor | None"]
+"""(live params, `View.refs`) -> scalar added once per optimiser step, or None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -143,17 +147,30 @@ class Phase:
         return {"name": self.name, "amount": self.amount, "data": self.data.describe(), "micro": self.micro_batch}
 
 
+@dataclass(frozen=True)
+class Want:
+    """A gradient that a statistic asks for: of `loss` on one sample at a time, with respect to some keys. The mean over
+    samples of a function of gradients (of their squares, say) is not that function of the batch's gradient."""
+
+    name: str
+    keys: Keys
+    loss: Loss
+
+
 class Statistic(ABC):
     """Something measured on data without training.
 
     With `every = m` it looks at every m-th batch of the phases (steps 0, m, 2m ...), after the batch's optimiser
     steps. With `every = None` it makes a pass of its own over `data`, `amount` batches, after the phases.
+
+    With `wants`, `add` is called once per sample, and finds the sample's gradients in `view.gradients`.
     """
 
     name: str
     every: int | None = None
     data: Source | None = None
     amount: int = 0
+    wants: tuple[Want, ...] = ()
 
     @abstractmethod
     def add(self, acc: Any, view: View) -> Any:

@@ -22,7 +22,8 @@ def to_device(encoded: Encoded, device: torch.device) -> Encoded:
     if device.type == "cpu":
         return encoded
     inputs = {name: value.to(device, non_blocking=True) for name, value in encoded.inputs.items()}
-    return Encoded(inputs, encoded.labels.to(device), encoded.spans, encoded.texts)
+    values = None if encoded.values is None else encoded.values.to(device)
+    return Encoded(inputs, encoded.labels.to(device), encoded.spans, encoded.texts, values)
 
 
 class BatchView:
@@ -38,12 +39,14 @@ class BatchView:
         step: int,
         rng: Rng,
         refs: Tensors | None = None,
+        gradients: Mapping[str, Tensors] | None = None,
     ) -> None:
         self._hosts = hosts
         self._name = name
         self.samples = samples
         self.step = step
         self.refs: Tensors = refs or {}
+        self.gradients: Mapping[str, Tensors] = gradients or {}
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
         self._forwards = 0
@@ -77,7 +80,7 @@ class BatchView:
             for path in taps:
                 hook = host.backbone.module(path).register_forward_pre_hook(_keep(seen, path))
                 stack.callback(hook.remove)
-            stack.enter_context(host.mixing({} if other else mix, encoded.inputs["attention_mask"], rng))
+            stack.enter_context(host.mixing({} if other else mix, host.masks(encoded.inputs), rng))
             stack.enter_context(torch.set_grad_enabled(grad and not other))
             logits = host.backbone.model(**encoded.inputs, use_cache=False).logits
         return Output(logits, encoded, seen)

@@ -1,0 +1,121 @@
+"""Task heads in a federation, under the run's policy `heads`, whatever the method.
+
+    private   each client trains its own, and it never travels; a client's model answers another's task with that one's
+              head, if both have the same backbone, and what this brings in is booked as `head_payload` and `head_wire`
+    shared    trained, and averaged among the clients of a backbone, weighted by their numbers of examples
+    frozen    as it is loaded
+
+Methods know nothing of it: the keys of the head are added to what every step trains, and taken out of the updates
+before the aggregator sees them. Backbones without a head are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from pfl_platform.adapters.heads import HEADS, first_head
+from pfl_platform.adapters.surfaces import Keys, Tensors
+from pfl_platform.evaluation.surfaces import Cell
+from pfl_platform.federation.components import Federation, Update, Updates, combine
+from pfl_platform.federation.tasks import Address, Cost, Outcome, Share
+from pfl_platform.ledger.costs import total
+from pfl_platform.training.surfaces import Phase
+
+Receive = Callable[[dict[str, Tensor], Tensors], Mapping[str, Tensor]]
+
+
+def has_head(fed: Federation, backbone: str) -> bool:
+    return bool(fed.load(backbone).task_head)
+
+
+def initial(fed: Federation, client_id: str) -> dict[str, Tensor]:
+    """The head's part of a client's first state; {} where it does not train."""
+    return first_head(fed.load(fed.host_of(client_id)), fed.seed) if fed.config.heads != "frozen" else {}
+
+
+def trained(fed: Federation, client_id: str, phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """An objective's phases, with the head's keys in every step."""
+    if fed.config.heads == "frozen" or not has_head(fed, fed.backbone_of[client_id]):
+        return tuple(phases)
+    return tuple(
+        replace(
+            phase,
+            steps=tuple(
+                replace(step, train=Keys(*step.train.patterns, *HEADS.patterns)) if step.train.patterns else step
+                for step in phase.steps
+            ),
+        )
+        for phase in phases
+    )
+
+
+def shares(fed: Federation, client_id: str) -> tuple[Share, ...]:
+    """What the head adds to the keys that leave a client."""
+    shared = fed.config.heads == "shared" and has_head(fed, fed.backbone_of[client_id])
+    return (Share(HEADS, "backbone"),) if shared else ()
+
+
+def received(fed: Federation, heads: Mapping[str, Address], client_id: str) -> dict[str, Tensor]:
+    """What a client's reply brings besides the aggregator's: the averaged head, once there is one."""
+    address = heads.get(fed.backbone_of[client_id])
+    return fed.store.get(address) if address is not None else {}
+
+
+def receiving(receive: Receive | None) -> Receive:
+    """Takes a shared head in, and gives the rest of the reply to the objective."""
+
+    def both(state: dict[str, Tensor], inbox: Tensors) -> Mapping[str, Tensor]:
+        rest = {key: value for key, value in inbox.items() if key not in HEADS}
+        return {**(receive(state, rest) if receive is not None else state), **HEADS.of(inbox)}
+
+    return both
+
+
+def split(fed: Federation, updates: Updates, former: Mapping[str, Address]) -> tuple[Updates, dict[str, Address]]:
+    """The updates without heads, and per backbone the address of the averaged head; a backbone of which no client took
+    part keeps what it had."""
+    if fed.config.heads != "shared":
+        return updates, {}
+    heads = dict(former)
+    for backbone in sorted({update.backbone for update in updates if has_head(fed, update.backbone)}):
+        group = [update for update in updates if update.backbone == backbone]
+        examples = sum(update.num_examples for update in group)
+        weights = [update.num_examples / examples for update in group]
+        heads[backbone] = fed.store.put(combine((update.tensors(HEADS) for update in group), weights))
+    return Updates(tuple(rest for update in updates if (rest := _without(fed, update)) is not None)), heads
+
+
+def _without(fed: Federation, update: Update) -> Update | None:
+    """An update without the head; None when there was nothing else in it."""
+    if not has_head(fed, update.backbone):
+        return update
+    rest = {key: value for key, value in update.tensors().items() if key not in HEADS}
+    return replace(update, address=fed.store.put(rest)) if rest else None
+
+
+def measurable(fed: Federation, backbone: str, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells that clients of a backbone can answer: with private heads only those for which one of them has a
+    head."""
+    if fed.config.heads != "private" or not has_head(fed, backbone):
+        return tuple(cells)
+    return tuple(cell for cell in cells if cell.owner and fed.backbone_of[cell.owner] == backbone)
+
+
+def borrowed(
+    fed: Federation, client_id: str, cells: Sequence[Cell], states: Mapping[str, Address]
+) -> dict[str, Address]:
+    """Owner -> the state whose head answers that owner's cells, for all that are not the client's own."""
+    if fed.config.heads != "private" or not has_head(fed, fed.backbone_of[client_id]):
+        return {}
+    return {cell.owner: states[cell.owner] for cell in cells if cell.owner not in ("", client_id)}
+
+
+def joined(training: Outcome | None, scoring: Outcome) -> Outcome:
+    """One outcome of a client that was trained and then, with the heads that others have by now, scored."""
+    if training is None:
+        return scoring
+    cost = Cost(**total([training.cost, scoring.cost]))  # type: ignore[arg-type]
+    return replace(training, scores=scoring.scores, predictions=scoring.predictions, cost=cost)
