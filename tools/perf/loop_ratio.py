@@ -80,7 +80,8 @@ def loop_against_hand(backbone_name: str, steps: int, count: int) -> list[float]
         )  # every real task counts FLOPs, so this one does
         actor = Actor("a", backbone_name, lambda _: host, rng, TorchDriver(), flops=meter)
         begun = time.perf_counter()
-        train(actor, (phase,))
+        with meter.watching(host, ("local",)):
+            train(actor, (phase,))
         return time.perf_counter() - begun
 
     def hand() -> float:

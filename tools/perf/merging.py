@@ -1,0 +1,179 @@
+"""Whole merges at the shapes of real backbones, each method in a process of its own: seconds and memory.
+
+    python tools/perf/merging.py                       # Llama-3.2-1B: q and v of 16 layers, rank 8, ten clients
+    python tools/perf/merging.py --shapes 3b           # Llama-3.2-3B: seven maps of 28 layers, rank 128
+    python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
+
+Adapters are drawn at random; `memory` is how much the process grew while merging, in units of all adapters together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+Shapes = Mapping[str, tuple[int, int]]
+
+BACKBONES: Mapping[str, tuple[int, Shapes, int]] = {
+    "1b": (16, {"q_proj": (2048, 2048), "v_proj": (512, 2048)}, 8),
+    "3b": (
+        28,
+        {
+            "q_proj": (3072, 3072),
+            "k_proj": (1024, 3072),
+            "v_proj": (1024, 3072),
+            "o_proj": (3072, 3072),
+            "gate_proj": (8192, 3072),
+            "up_proj": (8192, 3072),
+            "down_proj": (3072, 8192),
+        },
+        128,
+    ),
+}
+"""Name -> layers, maps of a layer (d_out, d_in), usual rank."""
+
+RULES: Sequence[tuple[str, str, float]] = (
+    ("task-arithmetic", "ab", 5),
+    ("task-arithmetic", "delta", 5),
+    ("task-arithmetic", "knots", 5),
+    ("ties", "ab", 5),
+    ("ties", "knots", 5),
+    ("ties", "delta", 30),
+    ("dare", "ab", 5),
+    ("dare", "knots", 5),
+    ("dare", "delta", 30),
+    ("dare-ties", "delta", 30),
+    ("iso-c", "ab", 5),
+    ("iso-c", "delta", 5),
+    ("iso-c", "knots", 5),
+    ("flexlora", "delta", 5),
+    ("emr", "ab", 5),
+    ("emr", "delta", 30),
+)
+"""Aggregator, space, bound in seconds on two cores at the smaller shapes."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", choices=sorted(BACKBONES), default="1b")
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", help="rules, comma-separated: ties/knots,iso-c/delta")
+    parser.add_argument("--peft", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        name, _, space = options.child.partition("/")
+        print(json.dumps(peft_merge(options, space) if name == "peft" else merge(options, name, space)))
+        return
+    rules = RULES if not options.only else [rule for rule in RULES if f"{rule[0]}/{rule[1]}" in options.only.split(",")]
+    if options.peft:
+        rules = [
+            ("task-arithmetic", "ab", 0),
+            ("peft", "linear", 0),
+            ("task-arithmetic", "delta", 0),
+            ("peft", "svd", 0),
+        ]
+    print(f"{options.clients} clients, shapes {options.shapes}, {options.threads} threads")
+    print(f"{'rule':<18}{'space':<8}{'seconds':>9}{'bound':>7}{'memory':>9}")
+    for name, space, bound in rules:
+        words = [word for word in sys.argv[1:] if word != "--peft"]
+        done = subprocess.run(
+            [sys.executable, __file__, *words, "--child", f"{name}/{space}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            print(f"{name:<18}{space:<8}{done.stderr.strip().splitlines()[-1]}")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        limit = f"{bound:.0f}" if bound and options.shapes == "1b" else "-"
+        print(f"{name:<18}{space:<8}{found['seconds']:>9.2f}{limit:>7}{found['memory']:>8.1f}x")
+
+
+def maps(options: argparse.Namespace) -> tuple[dict[str, tuple[int, int]], int]:
+    layers, shapes, rank = BACKBONES[options.shapes]
+    count = options.layers or layers
+    return {f"layers.{i}.{name}": shape for i in range(count) for name, shape in shapes.items()}, options.rank or rank
+
+
+def grown_since(before: int, values: int) -> float:
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / (4 * values)
+
+
+def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float]:
+    """One whole merge; reads random adapters from memory, so that the disk plays no part."""
+    import torch
+
+    from pfl_platform.federation.merging import Inputs, Target
+    from pfl_platform.lowrank.deltas import Delta
+    from pfl_platform.plugins import PluginManager
+    from pfl_platform.rng import torch_rng
+
+    torch.set_num_threads(options.threads)
+    modules, rank = maps(options)
+    deltas = {}
+    for module, (d_out, d_in) in modules.items():
+        for k in range(options.clients):
+            generator = torch_rng(0, "perf", module, k)
+            up = torch.randn(d_out, rank, generator=generator) / 100
+            deltas[k, module] = Delta(up, torch.randn(rank, d_in, generator=generator) / 50, 2.0, f"client {k}")
+    merger = PluginManager().make("aggregator", name, {"space": space}).merger
+    inputs = Inputs(
+        names=tuple(f"client {k}" for k in range(options.clients)),
+        modules=tuple(sorted(modules)),
+        weights=(1.0 / options.clients,) * options.clients,
+        read=lambda k, module: deltas[k, module],
+        rng=lambda *parts: torch_rng(0, *parts),
+    )
+    targets = [Target(rank, 2.0)] * (options.clients if merger.personal else 1)
+    values = sum(delta.up.numel() + delta.down.numel() for delta in deltas.values())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    begun = time.perf_counter()
+    for _ in merger.merge(inputs, targets):
+        pass
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "memory": grown_since(before, values)}
+
+
+def peft_merge(options: argparse.Namespace, kind: str) -> dict[str, float]:
+    """The same by peft's `add_weighted_adapter` on bare linear maps of the same shapes."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+
+    torch.set_num_threads(options.threads)
+    modules, rank = maps(options)
+
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for module, (d_out, d_in) in modules.items():
+                self.add_module(module.replace(".", "_"), nn.Linear(d_in, d_out, bias=False))
+
+    names = [module.replace(".", "_") for module in modules]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, init_lora_weights=False)
+    model = get_peft_model(Maps(), config, adapter_name="0")
+    for k in range(1, options.clients):
+        model.add_adapter(str(k), config)
+    values = sum(rank * (d_out + d_in) for d_out, d_in in modules.values()) * options.clients
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    begun = time.perf_counter()
+    shares = [1.0 / options.clients] * options.clients
+    extra = {"svd_rank": rank} if kind == "svd" else {}
+    model.base_model.add_weighted_adapter(
+        [str(k) for k in range(options.clients)], shares, "merged", combination_type=kind, **extra
+    )
+    return {"seconds": time.perf_counter() - begun, "memory": grown_since(before, values)}
+
+
+if __name__ == "__main__":
+    main()
