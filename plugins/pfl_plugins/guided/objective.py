@@ -98,6 +98,10 @@ class Guided(Objective):
             kept["log/similarity"] = torch.tensor(alike)
         return {**kept, BETA: torch.tensor(adjusted(1.0, alike))}
 
+    def replied(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
+        """The global adapter in the client's place, whatever it is used for in training."""
+        return {**state, **reply}
+
 
 def strength(refs: Tensors, beta: float) -> float:
     """beta of this round: 0 while there is no global adapter, else the option times the similarity."""
