@@ -406,6 +406,21 @@ def test_factors_need_one_rank_and_one_scale() -> None:
             whole(merger("ties", space="ab"), inputs(adapters(**differing)))  # type: ignore[arg-type]
 
 
+def test_merged_factors_go_into_an_adapter_of_another_scale_or_rank() -> None:
+    given_ = inputs(adapters())
+    rule = merger("task-arithmetic", space="ab", merge_coef=0.5)
+    expected = whole(rule, given_)[0]
+    for target in (Target(2, 2.0), Target(2, 0.5), Target(1, 0.5), Target(4, 8.0)):
+        for module, merged in truncated(rule, given_, target).items():
+            delta = merged.deltas[0]
+            assert isinstance(delta, Delta)
+            assert (delta.rank, delta.scale) == (target.rank, target.scale)
+            assert close(delta.dense(), best(expected[module], target.rank))
+    same = truncated(rule, given_, Target(2, 2.0))["g/one"].deltas[0]
+    assert isinstance(same, Delta)
+    assert close(same.down, factor_stacks(adapters(), "g/one")[0].mean(dim=0))  # A itself, not a rotation of it
+
+
 def test_factors_that_moved_since_the_last_reply() -> None:
     found = adapters()
     start = adapters(seed=5)[0]
@@ -487,6 +502,14 @@ def test_both_targets_differ_for_a_rule_that_is_not_linear() -> None:
     given_ = inputs(adapters())
     v, sv = (whole(merger("knots-ties", knots_target=target), given_)[0]["g/one"] for target in ("v", "sv"))
     assert not close(v, sv, 0.05)
+
+
+def test_bases_that_are_not_kept_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_ = inputs(adapters())
+    kept = whole(merger("knots-ties"), given_)[0]
+    monkeypatch.setattr("pfl_plugins.knots.space._bytes", lambda *tensors: -len(tensors))  # never room for another
+    again = whole(merger("knots-ties"), given_)[0]
+    assert all(torch.equal(kept[module], again[module]) for module in SHAPES)
 
 
 # Back to adapters -----------------------------------------------------------------------------------------------------

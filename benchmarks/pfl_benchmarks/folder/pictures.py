@@ -29,6 +29,7 @@ class Pictures:
         self._checked: set[Path] = set()
         self._sizes: dict[Path, int] = {}
         self._fingerprints: dict[Path, str] = {}
+        self._decoded: set[Path] = set()
 
     def add(self, samples: Mapping[int, Sample], file: Path, root: Path) -> None:
         """Notes the pictures of samples, given by their record's index in `file`; they must lie below `root`."""
@@ -69,6 +70,7 @@ class Pictures:
                     with Image.open(io.BytesIO(data)) as image:
                         image.load()
                     self._fingerprints[path] = hashlib.sha256(data).hexdigest()
+                    self._decoded.add(path)
                 else:
                     with Image.open(path) as image:
                         if not self._ends(path, image.format or ""):
@@ -102,8 +104,11 @@ class Pictures:
         return self._fingerprints[path]
 
     def describe(self, path: Path) -> str:
-        """A picture's content, for the benchmark's digest: its bytes where they were read, else its path and size."""
-        return self._fingerprints.get(path) or f"{path.relative_to(self._named_at[path][1])}:{self.size(path)}"
+        """A picture's content, for the benchmark's digest: its bytes where it was decoded, else path and size. (That
+        its bytes were read for another reason, as when two files have one size, must not change the digest.)"""
+        if path in self._decoded:
+            return self._fingerprints[path]
+        return f"{path.relative_to(self._named_at[path][1])}:{self.size(path)}"
 
 
 def paths_of(sample: Sample) -> tuple[Path, ...]:
