@@ -41,6 +41,7 @@ from pfl_platform.training.loop import Actor, train
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import OpenSource, Optim, Phase, Source, Step
 from zoo_choices import CHOOSERS, Choices, as_sample
+from zoo_drills import Drills
 from zoo_masking import Told, hidden_words
 from zoo_naming import Pictures, naming
 from zoo_quizzes import Lookups, Quizzes
@@ -54,12 +55,12 @@ BUCKET = 8
 """Batches that are drawn together and sorted by the number of pictures, so that rows need little padding."""
 
 
-STAGES: Sequence[tuple[float, tuple[float, float, float]]] = ((0.4, (0.3, 0.6, 0.1)), (1.0, (0.05, 0.2, 0.75)))
-"""After the look-ups: for how much of the training (then to the end) what share of rows are look-ups, quizzes and
-single questions. What comes later is made of what came before: learned in this order, each takes hundreds of steps;
-all at once, thousands are not enough."""
+STAGES: Sequence[tuple[float, tuple[float, ...]]] = ((0.45, (0.15, 0.7, 0.1, 0.05)), (1.0, (0.05, 0.25, 0.15, 0.55)))
+"""After the look-ups: for how much of the training (then to the end) what share of rows are look-ups, drills, quizzes
+and single questions. What comes later is made of what came before: learned in this order, each takes hundreds of
+steps; all at once, thousands are not enough."""
 BARE = 0.5
-"""Share of look-ups and quiz questions without a list of options."""
+"""Share of questions in look-ups, drills and quizzes without a list of options."""
 
 
 class Drawn(Protocol):
@@ -89,8 +90,8 @@ class Naming(Source):
 
 @dataclass(frozen=True)
 class Curriculum(Source):
-    """Look-ups first, then quizzes, questions last; text-only backbones see questions alone. Nothing is shown
-    twice."""
+    """Look-ups first, then drills and quizzes, questions last; text-only backbones see questions alone. Nothing is
+    shown twice."""
 
     questions: Corpus | TextCorpus
     steps: int
@@ -115,7 +116,12 @@ class OpenCurriculum:
     def __init__(self, source: Curriculum) -> None:
         seed = source.questions.seed
         self._source = source
-        self._corpora: tuple[Drawn, ...] = (Lookups(seed, BARE), Quizzes(seed, BARE), source.questions)
+        self._corpora: tuple[Drawn, ...] = (
+            Lookups(seed, BARE),
+            Drills(seed, BARE),
+            Quizzes(seed, BARE),
+            source.questions,
+        )
         self._waiting: list[list[Sample]] = []
 
     def batch(self, step: int) -> Sequence[Sample]:
@@ -132,9 +138,9 @@ class OpenCurriculum:
 
     def _shares(self, step: int) -> tuple[float, ...]:
         if isinstance(self._source.questions, TextCorpus):
-            return 0.0, 0.0, 1.0
+            return 0.0, 0.0, 0.0, 1.0
         if step < self._source.lookups * self._source.steps:
-            return 1.0, 0.0, 0.0
+            return 1.0, 0.0, 0.0, 0.0
         (length, first), (_, last) = STAGES
         return first if step < (self._source.lookups + length) * self._source.steps else last
 
@@ -301,10 +307,10 @@ def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "tiny-llava-llama-s": Budget(4500, 1e-3, 200, 0, 0.2),
-    "tiny-llava-llama-m": Budget(4200, 1e-3, 200, 0, 0.35),
-    "tiny-llava-qwen-s": Budget(4500, 1e-3, 200, 0, 0.2),
-    "tiny-llava-qwen-m": Budget(4200, 1e-3, 200, 0, 0.35),
+    "tiny-llava-llama-s": Budget(5000, 1e-3, 200, 0, 0.22),
+    "tiny-llava-llama-m": Budget(5000, 1e-3, 200, 0, 0.22),
+    "tiny-llava-qwen-s": Budget(5000, 1e-3, 200, 0, 0.22),
+    "tiny-llava-qwen-m": Budget(5000, 1e-3, 200, 0, 0.22),
     "tiny-llama-s": Budget(2400, 2e-3, 200, 0),
     "tiny-llama-m": Budget(4000, 2e-3, 200, 0),
     "tiny-roberta": Budget(1500, 1e-3, 200, 0),
