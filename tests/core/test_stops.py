@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pfl_platform.federation import session
 from pfl_platform.store import atomic
 
 SMALL = "tiny-llama-s"
@@ -123,6 +125,42 @@ class TestPins:
         assert pfl("run", "--plugin=sft", "--rounds=1", "--benchmark", federation(a=SMALL), "--out=run").code == 0
         pins = json.loads(Path("run/run.json").read_text())["pins"]["versions"]
         assert [name for name in pins if name.startswith("pfl-")] == ["pfl-platform"]
+
+
+class TestEditedFiles:
+    @pytest.mark.parametrize(
+        ("file", "field"),
+        [
+            ("run.json", "pins"),
+            ("prepare.json", "frozen"),
+            ("prepare.json", "server.tensors"),
+            ("rounds/0000.json", "states"),
+            ("rounds/0000.json", "server.meta"),
+        ],
+    )
+    def test_a_field_that_was_taken_out(
+        self, federation: Any, pfl: Any, here: Path, monkeypatch: pytest.MonkeyPatch, file: str, field: str
+    ) -> None:
+        words = ("--plugin=sft", "--benchmark", federation(a=SMALL), "--rounds=2", "--out=run")
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "make_results", interrupted)
+            assert pfl("run", *words).code == 130
+        path = Path("run", file)
+        whole = path.read_text()
+        content = json.loads(whole)
+        *parents, last = field.split(".")
+        del reduce(dict.__getitem__, parents, content)[last]
+        path.write_text(json.dumps(content))
+        said = pfl("resume", "run", "--quiet")
+        assert said.code in (1, 2)
+        assert f"The file {path} has no '{field}' that can be used; put back the file as it was." in said.err
+        assert "Traceback" not in said.err
+        path.write_text(whole)
+        assert pfl("resume", "run", "--quiet").code == 0
+
+
+def interrupted(*_: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def publish_again(publish: Any, files: dict[str, str]) -> None:

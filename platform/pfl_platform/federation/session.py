@@ -41,7 +41,7 @@ from pfl_platform.plugins import PluginManager, available
 from pfl_platform.settings import COMPONENTS
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.pins import pins_of
-from pfl_platform.store.run_folder import RunFolder
+from pfl_platform.store.run_folder import RunFolder, require
 
 WATCHERS = ("progress", "tensorboard", "events")
 """Observers of every run; a run's configuration may name more."""
@@ -202,6 +202,12 @@ class _Books(Observer):
         return costs
 
 
+_SERVER: Mapping[str, Any] = {"tensors": dict, "meta": dict}
+PREPARED: Mapping[str, Any] = {"frozen": dict, "states": dict, "server": _SERVER}
+RECORD: Mapping[str, Any] = {"states": dict, "server": _SERVER, "clients": dict}
+"""What going on reads from `prepare.json` and from the files of rounds."""
+
+
 @dataclass
 class _Run:
     """One process's part of a run."""
@@ -216,7 +222,10 @@ class _Run:
         fed, parts, config = setup.federation(folder.store), setup.parts, setup.config
         worker = setup.worker(folder.store)
         engine = InProcessEngine(worker, (*self.observers, self.books))
-        done = len(folder.rounds())
+        records = folder.rounds()
+        for index, record in enumerate(records):
+            require(folder.path / "rounds" / f"{index:04d}.json", record, RECORD)
+        done = len(records)
         info = RunInfo(
             folder.path,
             config.method,
@@ -230,8 +239,8 @@ class _Run:
         for observer in self.observers:
             observer.run_started(info)
         progress = self._prepared(fed, parts, engine)
-        last = folder.last_round()
-        if last is not None:
+        if records:
+            last = records[-1]
             server = ServerState(last["server"]["tensors"], last["server"]["meta"])
             progress = Progress(last["states"], server, last.get("heads", {}))
         for round_index in range(done, config.rounds):
@@ -258,6 +267,7 @@ class _Run:
                 "baseline": start,
             }
             self.folder.write_prepare(known)
+        require(self.folder.path / "prepare.json", known, PREPARED)
         fed.frozen.update(known["frozen"])
         return Progress(known["states"], ServerState(known["server"]["tensors"], known["server"]["meta"]))
 

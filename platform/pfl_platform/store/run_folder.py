@@ -84,6 +84,7 @@ class RunFolder:
             raise UserError(
                 f"The run {path} has the format {run._about.get('format')!r}; this pfl-platform reads format {FORMAT}."
             )
+        require(path / "run.json", run._about, {"created": str, "pins": dict})
         return run
 
     @cached_property
@@ -312,6 +313,17 @@ def _fill(folder: Path, config: RunConfig, pinned: Mapping[str, Any]) -> None:
     (folder / "rounds").mkdir()
     write_atomic(folder / "config.yaml", [text.encode()])
     write_atomic(folder / "run.json", [json.dumps(about, indent=1).encode(), b"\n"])
+
+
+def require(file: Path, content: Mapping[str, Any], fields: Mapping[str, Any], path: str = "") -> None:
+    """Raises `UserError` for the first field that is missing or of another type; `fields` nest as the file does. So an
+    edited file is told of by name, not by a traceback."""
+    for name, kind in fields.items():
+        value = content.get(name)
+        if not isinstance(value, dict if isinstance(kind, Mapping) else kind):
+            raise UserError(f"The file {file} has no '{path}{name}' that can be used; put back the file as it was.")
+        if isinstance(kind, Mapping):
+            require(file, value, kind, f"{path}{name}.")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
