@@ -55,10 +55,15 @@ BUCKET = 8
 """Batches that are drawn together and sorted by the number of pictures, so that rows need little padding."""
 
 
-STAGES: Sequence[tuple[float, tuple[float, ...]]] = ((0.45, (0.15, 0.7, 0.1, 0.05)), (1.0, (0.05, 0.25, 0.15, 0.55)))
-"""After the look-ups: for how much of the training (then to the end) what share of rows are look-ups, drills, quizzes
-and single questions. What comes later is made of what came before: learned in this order, each takes hundreds of
-steps; all at once, thousands are not enough."""
+Shares = tuple[float, float, float, float]
+"""Of the rows of a batch: look-ups, drills, quizzes, single questions."""
+Stages = tuple[tuple[float, Shares], ...]
+"""After the look-ups: for how much of the training (then to the end) which shares. What comes later is made of what
+came before: learned in this order, each takes hundreds of steps; all at once, thousands are not enough."""
+
+DRILLED: Stages = ((0.45, (0.15, 0.7, 0.1, 0.05)), (1.0, (0.05, 0.25, 0.15, 0.55)))
+QUIZZED: Stages = ((0.4, (0.3, 0.0, 0.6, 0.1)), (1.0, (0.05, 0.0, 0.2, 0.75)))
+
 BARE = 0.5
 """Share of questions in look-ups, drills and quizzes without a list of options."""
 
@@ -96,6 +101,7 @@ class Curriculum(Source):
     questions: Corpus | TextCorpus
     steps: int
     lookups: float = 0.0
+    stages: Stages = DRILLED
     batch_size: int = BATCH
 
     def describe(self) -> Mapping[str, Any]:
@@ -104,6 +110,7 @@ class Curriculum(Source):
             "seed": self.questions.seed,
             "steps": self.steps,
             "first": self.lookups,
+            "then": self.stages,
         }
 
     def open(self, private: Tensors) -> OpenSource:
@@ -141,7 +148,7 @@ class OpenCurriculum:
             return 0.0, 0.0, 0.0, 1.0
         if step < self._source.lookups * self._source.steps:
             return 1.0, 0.0, 0.0, 0.0
-        (length, first), (_, last) = STAGES
+        (length, first), (_, last) = self._source.stages
         return first if step < (self._source.lookups + length) * self._source.steps else last
 
     def private(self) -> Tensors:
@@ -209,14 +216,15 @@ def measure(backbone: Backbone, count: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Budget:
-    """How one backbone is pretrained: steps, largest learning rate, warm-up steps, the seed of everything, and the part
-    of the training that shows look-ups alone."""
+    """How one backbone is pretrained: steps, largest learning rate, warm-up steps, the seed of everything, the part of
+    the training that shows look-ups alone, and what follows them."""
 
     steps: int
     lr: float
     warmup: int
     seed: int
     lookups: float = 0.0
+    stages: Stages = DRILLED
 
 
 VISION = ("backbone/model.vision_tower*", "backbone/model.multi_modal_projector*")
@@ -247,7 +255,12 @@ def phases(backbone: Backbone, budget: Budget) -> list[Phase]:
     rest = Step(Keys(VISION[1], "backbone/model.language_model*"), answers_under({}), optim)
     return [
         Phase("naming", (sight,), NAMING_STEPS, Naming(Pictures(budget.seed))),
-        Phase("pretraining", (rest,), budget.steps, Curriculum(Corpus(budget.seed), budget.steps, budget.lookups)),
+        Phase(
+            "pretraining",
+            (rest,),
+            budget.steps,
+            Curriculum(Corpus(budget.seed), budget.steps, budget.lookups, budget.stages),
+        ),
     ]
 
 
@@ -307,9 +320,9 @@ def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "tiny-llava-llama-s": Budget(5000, 1e-3, 200, 0, 0.22),
+    "tiny-llava-llama-s": Budget(4500, 1e-3, 200, 0, 0.2, QUIZZED),
     "tiny-llava-llama-m": Budget(5000, 1e-3, 200, 0, 0.22),
-    "tiny-llava-qwen-s": Budget(5000, 1e-3, 200, 0, 0.22),
+    "tiny-llava-qwen-s": Budget(4500, 1e-3, 200, 0, 0.2, QUIZZED),
     "tiny-llava-qwen-m": Budget(5000, 1e-3, 200, 0, 0.22),
     "tiny-llama-s": Budget(2400, 2e-3, 200, 0),
     "tiny-llama-m": Budget(4000, 2e-3, 200, 0),
