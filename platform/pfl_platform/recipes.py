@@ -2,7 +2,8 @@
 
 Later wins: the defaults of `RunConfig`; the benchmark's `defaults`; the method's `default.yaml`; the benchmark's preset
 for this method (`defaults["methods"][method]`, such as a higher rate for its small backbones); the recipe, then its own
-`methods: {method: ...}`; options of the command line; `--set`.
+`methods: {method: ...}`; options of the command line; `--set`. A component that gets another name loses the options of
+the former one, but not those that the benchmark proposes for any.
 
 A recipe is a YAML file with any settings of `RunConfig`, among them `method` and `benchmark`. It is named by its
 path, or by its name when it lies in the folder `recipes/` of an installed method or benchmark. Its components
@@ -148,9 +149,25 @@ class Resolver:
             *asked,
             Layer("", {"method": method.name, "benchmark": choice}),
         ]
+        layers.append(Layer(f"the defaults of {name}", self._for_any_name(proposed, _merged(layers))))
         config = _validated(layers)
         _check_names(config, benchmark)
         return config
+
+    def _for_any_name(self, proposed: Settings, merged: Settings) -> Settings:
+        """Options that a benchmark proposes for a component without naming one, such as a rank: they hold for whatever
+        is named in the end, as far as it has them and nothing else was said."""
+        found: Settings = {}
+        for kind, choice in proposed.items():
+            if kind not in COMPONENTS or "name" in choice or "name" not in merged.get(kind, {}):
+                continue
+            model = self._plugins.options(kind, find(kind, merged[kind]["name"]).name)
+            said = merged[kind].get("options", {})
+            options = choice.get("options", {})
+            known = {key: options[key] for key in options if model and key in model.model_fields and key not in said}
+            if known:
+                found[kind] = {"options": known}
+        return found
 
     def alongside(self, request: Request, first: RunConfig, method: str) -> RunConfig:
         """The configuration of another method, compared with `first` (the resolved `request`) under the same budget.

@@ -36,6 +36,8 @@ def pfl_make_benchmark(name, options):
         "training": {"lr": 0.1, "batch_size": 8, "lr_scale": {"*/A": 0.5}},
         "methods": {"red": {"training": {"lr": 0.4}}},
     }
+    if config.path == "ranked":
+        defaults["adapter"] = {"options": {"r": 6, "width": 2}}
     clients = (ClientData("north", "big", ()), ClientData("south", "big", ()))
     return FixedBenchmark("toy", clients, "toy-1", defaults=defaults)
 """
@@ -151,6 +153,16 @@ class TestComponents:
         config = resolve("red", "adapter.width=3", options={"adapter.name": "narrow"})
         assert (config.adapter.name, config.adapter.options) == ("narrow", {"width": 3})
         assert config.aggregator.options == {"power": 2}
+
+    def test_what_a_benchmark_proposes_for_any_adapter_outlives_its_name(self, resolve: Resolve) -> None:
+        """As far as the one that is named in the end has the option, and nobody has said otherwise."""
+
+        def options(*sets: str, **request: Any) -> dict[str, Any]:
+            return resolve("red", "benchmark.path=ranked", *sets, **request).adapter.options
+
+        assert options() == {"r": 4, "deep": True, "width": 2}  # the method's own rank wins
+        assert options(options={"adapter.name": "narrow"}) == {"r": 6}
+        assert options("adapter.r=5", options={"adapter.name": "narrow"}) == {"r": 5}
 
     def test_lists_are_replaced_and_may_hold_names(self, resolve: Resolve, publish: Callable[..., Path]) -> None:
         publish("noises", {"postprocessors": {"cut": "x", "noise": "x"}}, {})

@@ -23,8 +23,14 @@ DEFAULTS: Mapping[str, Any] = {
     "training": {"batch_size": 4, "lr": 2e-3},
     "adapter": {"options": {"r": 8}},
     "evaluation": {"every": 5, "max_new_tokens": 8},
-    # Adam moves an entry by about lr per step: at the paper's 5e-5 a few hundred steps leave A where it was.
-    "methods": {"fedmosaic": {"objective": {"options": {"alignment": {"lr": 5e-3}}}}},
+    # Adam moves an entry by about lr per step: at the paper's 5e-5 a few hundred steps leave A where it was. And the
+    # paper's four PQ blocks are those of 16 to 32 layers: of four or five layers they would leave no LoRA.
+    "methods": {
+        "fedmosaic": {
+            "objective": {"options": {"alignment": {"lr": 5e-3}}},
+            "adapter": {"name": "pqlora", "options": {"blocks": 2}},
+        }
+    },
 }
 
 Backbones = Literal["hetero", "tiny-llava-llama-s", "tiny-llava-llama-m", "tiny-llava-qwen-s", "tiny-llava-qwen-m"]
