@@ -117,6 +117,11 @@ class RunConfig(Section):
         "the `stream`; 0: local_steps",
     )
     cohort: int = Field(0, ge=0, description="clients per round; 0: all")
+    tune: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description="dotted setting -> values that are tried, in all combinations, and scored on validation samples; "
+        "the best are taken for the run",
+    )
     heads: Literal["private", "shared", "frozen"] = Field(
         "private", description="task heads, such as classifiers: each client's own, averaged, or not trained"
     )

@@ -29,6 +29,7 @@ from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.plugins import Plugin, PluginManager, available, default, find
 from pfl_platform.settings import COMPONENTS, LISTS, Settings, assignment, lay_over, leaves, long_form, nested, read
+from pfl_platform.tuning import candidates
 from pfl_platform.validation import explain
 
 ABOUT = ("summary", "citation")
@@ -151,6 +152,7 @@ class Resolver:
         ]
         layers.append(Layer(f"the defaults of {name}", self._for_any_name(proposed, _merged(layers))))
         config = _validated(layers)
+        candidates(config)
         _check_names(config, benchmark)
         return config
 
@@ -185,7 +187,7 @@ class Resolver:
             benchmark=None,
             recipe=str(self._recipe(request)) if request.recipe is not None else None,
             options={
-                **{key: value for key, value, _ in typed if not _of_component(key)},
+                **_without_components({key: value for key, value, _ in typed}),
                 **{key: _at(dumped, key) for key in BUDGET},
                 **({"adapter": adapter["adapter"]} if adapter.get("adapter", {}).get("name") else {}),
             },
@@ -212,7 +214,7 @@ class Resolver:
             owner = written.get("method")
             method = request.method or owner
             if (owner is None and follows) or (owner is not None and method != owner):
-                written = {key: value for key, value in written.items() if not _of_component(key)}
+                written = _without_components(written)
             common, preset = _with_preset(written, method)
             layers += [Layer(f"the recipe {file}", common), Layer(f"the recipe {file}", preset)]
         if request.method is not None:
@@ -267,6 +269,14 @@ def _typed(request: Request) -> list[tuple[str, Any, str]]:
 def _of_component(key: str) -> bool:
     first = key.partition(".")[0]
     return first in (*COMPONENTS, *LISTS) and first != "observers"
+
+
+def _without_components(settings: Mapping[str, Any]) -> Settings:
+    """Settings by dotted key without those of components, and without what is tuned of them."""
+    found = {key: value for key, value in settings.items() if not _of_component(key)}
+    if isinstance(found.get("tune"), Mapping):
+        found["tune"] = {key: value for key, value in found["tune"].items() if not _of_component(str(key))}
+    return found
 
 
 def _at(settings: Mapping[str, Any], key: str) -> Any:

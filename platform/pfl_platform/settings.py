@@ -123,6 +123,8 @@ def long_form(settings: Mapping[str, Any]) -> Settings:
             result[key] = choice(value, key)
         elif key in LISTS and isinstance(value, list | tuple):
             result[key] = [choice(part, key) for part in value]
+        elif key == "tune" and isinstance(value, Mapping):
+            result[key] = {leaves(nested(str(name), 0))[-1]: part for name, part in value.items()}
         elif key in BY_CLIENT and isinstance(value, Mapping):
             result[key] = {str(client_id): part for client_id, part in value.items()}  # YAML reads 0 as a number
         else:

@@ -132,6 +132,7 @@ def test_the_whole_report() -> None:
         "summary",
         "cost",
         "shared_cost",
+        "tuning",
         "config",
     ]
     assert (found["method"], found["seed"], found["evaluated"]) == ("mine", 3, [5, 10])
@@ -176,7 +177,9 @@ def test_a_run_on_disk_is_reported_from_its_records() -> None:
     ]
     before = {"a:s": 1.0, "b:u": 2.0}
     folder = SimpleNamespace(
-        rounds=lambda: rounds, read_prepare=lambda: {"baseline": {"a": before, "b": before}, "frozen": {}}
+        rounds=lambda: rounds,
+        read_prepare=lambda: {"baseline": {"a": before, "b": before}, "frozen": {}},
+        read_tuning=lambda: None,
     )
     clients = [SimpleNamespace(client_id="b"), SimpleNamespace(client_id="a")]
     setup = SimpleNamespace(

@@ -63,6 +63,10 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: key=value. May be repeated.")
     ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option("--tune", help="Choose a setting on validation samples: key=a,b,c. May be repeated."),
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads for computing.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
@@ -75,6 +79,7 @@ def run(
     """Run a method on a benchmark."""
     from pfl_platform.cli import running
     from pfl_platform.recipes import Request
+    from pfl_platform.tuning import grid
 
     given: dict[str, Any] = {
         "adapter.name": adapter,
@@ -85,6 +90,7 @@ def run(
         "public.name": running.public_name(public),
         "public.size": public_size,
         "engine.threads": threads,
+        "tune": dict(map(grid, tune)) if tune else None,
     }
     request = Request(
         method=plugin,

@@ -17,7 +17,7 @@ from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample, TaskData
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.generate import CellData, Judge, to_lines
-from pfl_platform.evaluation.surfaces import Cell, CellResult
+from pfl_platform.evaluation.surfaces import Cell, CellResult, Split
 from pfl_platform.federation.tasks import Cost, Outcome, Share, Store, Task
 from pfl_platform.ledger.bytes import payload_bytes, wire_bytes
 from pfl_platform.ledger.memory import peak_memory, reset_peak
@@ -42,7 +42,7 @@ class Workplace:
     store: Store
     judge: Judge
     cell_data: CellData
-    cell_items: Callable[[Cell, TaskData, str], Sequence[Sample]]
+    cell_items: Callable[[Cell, TaskData, str, Split], Sequence[Sample]]
     driver: Driver = field(default_factory=TorchDriver)
 
 
@@ -177,7 +177,7 @@ class Worker:
             for cell in task.score:
                 if task.heads.get(cell.owner) == lender:
                     data = self.place.cell_data(cell)
-                    cells.append((cell, data, self.place.cell_items(cell, data, task.actor)))
+                    cells.append((cell, data, self.place.cell_items(cell, data, task.actor, task.split)))
             found |= {result.cell: result for result in self.place.judge.score(host, task.recipe, cells)}
         return [found[cell] for cell in task.score if cell in found], payload, wire
 

@@ -138,6 +138,7 @@ def report_of(
     baseline: Mapping[str, Cells],
     costs: Mapping[str, Mapping[str, float]],
     shared_costs: Mapping[str, float] | None = None,
+    tuning: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
@@ -158,7 +159,8 @@ def report_of(
         summary       "self", "others", "unseen" -> value ("last" ...) -> {"mean", "std", "min", "min_client", "count"}
         cost          the clients' costs summed
         shared_cost   the same fields; null where not booked
-        config        the whole configuration
+        tuning        what was tried and chosen on validation samples (`federation.tuning.record`); null without
+        config        the whole configuration, with the values that were chosen
     """
     last = max(matrix, default=None)
     clients: dict[str, Any] = {}
@@ -188,6 +190,7 @@ def report_of(
         },
         "cost": total(entry["cost"] for entry in clients.values()),
         "shared_cost": None if shared_costs is None else total([shared_costs]),
+        "tuning": None if tuning is None else dict(tuning),
         "config": dict(config),
     }
 
@@ -215,6 +218,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
             for client in clients
         },
         shared_costs=total(item for item in shared if item is not None),
+        tuning=folder.read_tuning(),
     )
 
 
@@ -235,7 +239,8 @@ def over_runs(values: Sequence[float | None]) -> dict[str, Any]:
 def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Groups the results of several runs by setting, in order of first appearance.
 
-    The setting is all of the configuration but the seed and the observers. Each group holds:
+    The setting is all of the configuration but the seed, the observers and what was tuned: chosen values may differ
+    from seed to seed. Each group holds:
 
         label       the method, and what tells the group from others of the same method
         method, benchmark, seeds, clients (how many)
@@ -246,7 +251,8 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        setting = {key: value for key, value in _leaves(run["config"]) if key not in ("seed", "observers")}
+        aside = {"seed", "observers", *(run["config"].get("tune") or ())}
+        setting = {key: value for key, value in _leaves(run["config"]) if key not in aside}
         name = repr(sorted(setting.items()))
         settings[name] = setting
         groups.setdefault(name, []).append(run)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pfl_platform.adapters.surfaces import Mix
 from pfl_platform.data import Sample
+
+Split: TypeAlias = Literal["test", "validation"]
+"""Which of a task's held-out samples are scored."""
 
 
 class Metric(ABC):

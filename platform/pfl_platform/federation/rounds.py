@@ -126,9 +126,11 @@ def baseline(fed: Federation) -> Program[dict[str, dict[str, float]]]:
         if options.unseen:
             rest += tuple(Cell("", task.name) for task in fed.benchmark.unseen)
         rest = heads.measurable(fed, name, rest)
-        tasks.append(Task(OWN + name, "baseline", 0, name, score=own, recipe=recipe, salt=fed.salt))
+        tasks.append(
+            Task(OWN + name, "baseline", 0, name, score=own, recipe=recipe, split=options.split, salt=fed.salt)
+        )
         if rest:
-            tasks.append(Task(f"others {name}", "baseline", 0, name, score=rest, recipe=recipe, salt=fed.salt))
+            tasks.append(replace(tasks[-1], actor=f"others {name}", score=rest))
     outcomes = yield tasks
     scores: dict[str, dict[str, float]] = {}
     for client in fed.clients:
@@ -141,28 +143,31 @@ def baseline(fed: Federation) -> Program[dict[str, dict[str, float]]]:
 
 def one_round(fed: Federation, parts: Parts, progress: Progress, round_index: int) -> Program[RoundResult]:
     """select -> reply -> local training -> absorb, and evaluation when it is due."""
-    cohort = select(fed, round_index)
-    tasks = [client_task(fed, parts, progress, client, round_index) for client in cohort]
+    tasks = [client_task(fed, parts, progress, client, round_index) for client in select(fed, round_index)]
     outcomes = yield tasks
-    updates, shared = heads.split(fed, collect(fed, parts, cohort, outcomes), progress.heads)
-    server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
-    states = dict(progress.states)
-    for client in cohort:
-        address = outcomes[client.client_id].state
-        if address is not None:
-            states[client.client_id] = address
-    after = Progress(states, server, shared)
-    absent = [client for client in fed.clients if client not in cohort]
+    after = yield from absorbed(fed, parts, progress, outcomes, round_index)
     if evaluated(fed, round_index):
         if parts.recipe().when == "replied":
             waiting = [reply_task(fed, parts, after, client, round_index) for client in fed.clients]
         else:
-            waiting = [score_task(fed, parts, states, client, round_index) for client in absent]
-            waiting += [score_later(fed, parts, task, states) for task in tasks if task.recipe is None]
+            absent = [client for client in fed.clients if client.client_id not in outcomes]
+            waiting = [score_task(fed, parts, after.states, client, round_index) for client in absent]
+            waiting += [score_later(fed, parts, task, after.states) for task in tasks if task.recipe is None]
         if waiting:
             scored = yield waiting
             outcomes = {**outcomes, **{name: heads.joined(outcomes.get(name), scored[name]) for name in scored}}
     return RoundResult(after, outcomes)
+
+
+def absorbed(
+    fed: Federation, parts: Parts, progress: Progress, outcomes: Mapping[str, Outcome], round_index: int
+) -> Program[Progress]:
+    """Where the federation stands once the server has taken in what the cohort has sent."""
+    cohort = [client for client in fed.clients if client.client_id in outcomes]
+    updates, shared = heads.split(fed, collect(fed, parts, cohort, outcomes), progress.heads)
+    server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
+    trained = {name: outcome.state for name, outcome in outcomes.items() if outcome.state is not None}
+    return Progress({**progress.states, **trained}, server, shared)
 
 
 def select(fed: Federation, round_index: int) -> list[ClientData]:
@@ -234,6 +239,7 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         postprocess=tuple(item.apply for item in parts.postprocessors),
         score=cells,
         recipe=parts.recipe() if cells and not later else None,
+        split=fed.config.evaluation.split,
         num_examples=client.num_examples,
         salt=fed.salt,
         **dispatched(fed, parts, progress, name, parts.objective.receive),
@@ -256,6 +262,7 @@ def score_task(
         frozen=fed.frozen.get(backbone),
         score=cells,
         recipe=parts.recipe(),
+        split=fed.config.evaluation.split,
         heads=heads.borrowed(fed, name, cells, states),
         salt=fed.salt,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.matrix import results as make_results
+from pfl_platform.federation import tuning
 from pfl_platform.federation.components import Federation, ServerState
 from pfl_platform.federation.observers import Observer, RunInfo
 from pfl_platform.federation.rounds import (
@@ -28,10 +29,12 @@ from pfl_platform.federation.rounds import (
     Progress,
     RoundResult,
     baseline,
+    client_task,
     drive,
     one_round,
     personal,
     prepare,
+    select,
     summary,
 )
 from pfl_platform.federation.setup import Setup, build
@@ -42,6 +45,7 @@ from pfl_platform.settings import COMPONENTS
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.pins import pins_of
 from pfl_platform.store.run_folder import RunFolder, require
+from pfl_platform.tuning import with_values
 
 WATCHERS = ("progress", "tensorboard", "events")
 """Observers of every run; a run's configuration may name more."""
@@ -62,9 +66,9 @@ def run(
     manager = plugins or PluginManager()
     config = pinned(config)
     setup = build(config, manager, benchmark)
-    observers = _observers(config, manager, quiet)
+    tuning.check(setup, manager, tuning.tried(config))
     folder = RunFolder.create(out, config, _pins(setup))
-    return _continue(setup, folder, observers)
+    return _continue(Call(manager, benchmark, quiet, out), setup, folder)
 
 
 def resume(
@@ -77,7 +81,17 @@ def resume(
     changed = folder.check_pins(_pins(setup))
     if changed:
         raise UserError(f"The run {out} cannot go on with the same numbers: {' '.join(changed)}")
-    return _continue(setup, folder, _observers(folder.config, manager, quiet))
+    return _continue(Call(manager, benchmark, quiet, out), setup, folder)
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a run was asked for. told: the folder to name in a sentence that says how to go on."""
+
+    manager: PluginManager
+    benchmark: Benchmark | None
+    quiet: bool
+    told: Path
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -112,20 +126,22 @@ def packages_of(setup: Setup) -> dict[str, str]:
     return {plugin.package: plugin.version for plugin in plugins}
 
 
-def _continue(setup: Setup, folder: RunFolder, observers: Sequence[Observer]) -> dict[str, Any]:
+def _continue(call: Call, setup: Setup, folder: RunFolder) -> dict[str, Any]:
     with folder.lock():
         ended = folder.read_results()
         if ended is not None:
             return ended
+        setup = _settled(call, setup, folder)
+        observers = _observers(setup.config, call.manager, call.quiet)
         place = _Place()
         with _numerics(setup.config):
             try:
-                return _Run(setup, folder, (*observers, place)).to_end()
+                return _Run(call, setup, folder, (*observers, place)).to_end()
             except (UserError, OSError) as error:  # whatever is found only now, a truncated picture for example
                 _tell(observers, error)
                 where = "" if isinstance(error, RunStopped) else place.sentence()  # a stop of the loop says it itself
                 raise RunStopped(
-                    f"{error}{where} Finished rounds are kept: go on with `pfl-platform resume {folder.path}` "
+                    f"{error}{where} Finished rounds are kept: go on with `pfl-platform resume {call.told}` "
                     f"(its settings are in {folder.path / 'config.yaml'})."
                 ) from error
             except BaseException as error:
@@ -134,6 +150,33 @@ def _continue(setup: Setup, folder: RunFolder, observers: Sequence[Observer]) ->
             finally:
                 for observer in observers:
                     observer.close()
+
+
+def _settled(call: Call, setup: Setup, folder: RunFolder) -> Setup:
+    """The run with what whole runs of its candidates have chosen; the run itself where nothing is tuned, or where the
+    last replies will tell (see `_Run`)."""
+    config, tried = setup.config, tuning.tried(setup.config)
+    if not tried or tuning.on_replies(setup, call.manager, tried) is not None:
+        return setup
+    found = folder.read_tuning()
+    if found is None:
+        scored = []
+        for number, candidate in enumerate(tried):
+            results = _candidate(call, tuning.on_validation(candidate, candidate.config.rounds), folder, number)
+            cost = total([results["cost"], results["shared_cost"] or {}])
+            scored.append(tuning.Scored(candidate, results["summary"]["self"]["last"]["mean"], cost))
+        found = tuning.record(config, scored, "whole runs")
+        folder.write_tuning(found)
+    return build(with_values(config, found["chosen"]), call.manager, call.benchmark)
+
+
+def _candidate(call: Call, config: RunConfig, folder: RunFolder, number: int) -> dict[str, Any]:
+    """The results of a candidate's own run, begun or gone on with."""
+    place = folder.candidate_folder(number)
+    setup = build(config, call.manager, call.benchmark)
+    begun = (place / "run.json").is_file()
+    own = RunFolder.open(place) if begun else RunFolder.create(place, config, _pins(setup))
+    return _continue(call, setup, own)
 
 
 def _tell(observers: Sequence[Observer], error: BaseException) -> None:
@@ -212,6 +255,7 @@ RECORD: Mapping[str, Any] = {"states": dict, "server": _SERVER, "clients": dict}
 class _Run:
     """One process's part of a run."""
 
+    call: Call
     setup: Setup
     folder: RunFolder
     observers: Sequence[Observer]
@@ -244,6 +288,7 @@ class _Run:
             server = ServerState(last["server"]["tensors"], last["server"]["meta"])
             progress = Progress(last["states"], server, last.get("heads", {}))
         for round_index in range(done, config.rounds):
+            parts = self._chosen(fed, progress, engine, round_index)
             result = drive(one_round(fed, parts, progress, round_index), engine)
             progress = result.progress
             record = {**round_record(result), "shared_cost": total(self.books.taken())}
@@ -252,6 +297,30 @@ class _Run:
             for observer in self.observers:
                 observer.round_done(round_index, record["summary"])
         return self._finish(fed, parts, worker, progress)
+
+    def _chosen(self, fed: Federation, progress: Progress, engine: InProcessEngine, round_index: int) -> Parts:
+        """The run's components; where replies are tuned, those whose replies to this round's updates score best. The
+        clients' turns are cached, so that the round itself does not train again."""
+        setup, folder = self.setup, self.folder
+        tried = tuning.tried(setup.config)
+        choices = tuning.on_replies(setup, self.call.manager, tried) if tried else None
+        if choices is None:
+            return setup.parts
+        found = folder.read_tuning()
+        if found is None:
+            turns = [
+                client_task(fed, setup.parts, progress, client, round_index) for client in select(fed, round_index)
+            ]
+            outcomes = engine.run(turns)
+            scored = []
+            for candidate, parts in zip(tried, choices, strict=True):
+                score, cost = drive(tuning.replies(fed, parts, progress, outcomes, round_index), engine)
+                scored.append(tuning.Scored(candidate, score, cost))
+            found = tuning.record(setup.config, scored, "replies")
+            folder.write_tuning(found)
+        chosen = next(k for k, candidate in enumerate(tried) if dict(candidate.values) == found["chosen"])
+        self.setup = replace(setup, config=with_values(setup.config, found["chosen"]), parts=choices[chosen])
+        return self.setup.parts
 
     def _prepared(self, fed: Federation, parts: Parts, engine: InProcessEngine) -> Progress:
         """Preparation, once: what it left is on disk, so that a resumed run reads it back."""

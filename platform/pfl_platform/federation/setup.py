@@ -21,7 +21,7 @@ from pfl_platform.data import Benchmark, FilePicture, Picture, Sample, TaskData
 from pfl_platform.engines.worker import Worker, Workplace
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.generate import Judge
-from pfl_platform.evaluation.surfaces import Cell, Metric
+from pfl_platform.evaluation.surfaces import Cell, Metric, Split
 from pfl_platform.federation.checks import (
     check_clients,
     check_components,
@@ -89,9 +89,9 @@ class Setup:
             )
         )
 
-    def _items(self, cell: Cell, task: TaskData, actor: str) -> Sequence[Sample]:
+    def _items(self, cell: Cell, task: TaskData, actor: str, split: Split) -> Sequence[Sample]:
         options = self.config.evaluation
-        items = task.test if options.split == "test" else task.validation
+        items = task.test if split == "test" else task.validation
         own = cell.owner == actor or actor.startswith(OWN)
         limit = options.items if own or not options.items_others else options.items_others
         return items[:limit] if limit else items

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Scope, Tensors
-from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
+from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe, Split
 from pfl_platform.training.surfaces import Phase, Statistic
 
 T = TypeVar("T")
@@ -65,7 +65,8 @@ class Task:
     state: the actor's tensors. frozen: tensors shared by all actors on this backbone. base: a delta of the backbone
     that is on in every forward pass; base_bytes: what it took to bring it there. inbox: the message for this turn.
     receive: applied to (state, inbox) before training. up: what may leave. others: further backbones that losses and
-    statistics run. heads: owner of cells -> state whose task head answers them, where it is not the actor's own.
+    statistics run. split: whose samples are scored. heads: owner of cells -> state whose task head answers them, where
+    it is not the actor's own.
     recorded: the task was done in another run, which left `state`, at this cost; nothing is computed, all is booked.
     """
 
@@ -86,6 +87,7 @@ class Task:
     postprocess: tuple[Callable[[Tensors, Tensors, Any], Tensors], ...] = ()
     score: tuple[Cell, ...] = ()
     recipe: InferenceRecipe | None = None
+    split: Split = "test"
     heads: Mapping[str, Address] = field(default_factory=dict)
     num_examples: int = 0
     recorded: Cost | None = None
@@ -104,7 +106,7 @@ class Task:
                 "statistics": [[item.name, item.every, item.amount] for item in self.statistics],
                 "others": list(self.others),
                 "up": [[list(share.keys.patterns), share.scope] for share in self.up],
-                "score": [cell.key for cell in self.score],
+                "score": [[cell.key for cell in self.score], self.split],
                 "heads": dict(self.heads),
                 "recorded": self.recorded is not None,
                 "salt": dict(self.salt),

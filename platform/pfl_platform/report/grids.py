@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from pfl_platform.evaluation.matrix import KINDS, mean, summarise
 from pfl_platform.report.units import byte_text, score_text, spread_text, time_text
+from pfl_platform.tuning import label
 
 Results: TypeAlias = Mapping[str, Any]
 """Content of a `results.json`."""
@@ -71,7 +72,7 @@ def client_grid(results: Results) -> Grid:
     )
     self_last = summary["self"]["last"]
     rounds = ", ".join(str(number) for number in results["evaluated"])
-    notes = (
+    notes: tuple[str, ...] = (
         f"A_last: after the last round. A_AUC: mean over the evaluations after rounds {rounds}. Start: no training.",
         f"Self A_last: lowest at {self_last['min_client'] or '-'}; standard deviation over clients "
         f"{score_text(self_last['std'])}. Time of all clients: {time_text(cost['seconds'])}.",
@@ -79,6 +80,7 @@ def client_grid(results: Results) -> Grid:
         f"{byte_text(cost['down_payload'])} down, serialised {byte_text(cost['up_wire'])} and "
         f"{byte_text(cost['down_wire'])}.",
     )
+    notes += tuned(results)
     epochs = results["config"].get("local_epochs", 0)
     amount = _count(epochs, "local epoch") if epochs else _count(results["local_steps"], "local step")
     title = (
@@ -86,6 +88,19 @@ def client_grid(results: Results) -> Grid:
         f"{_count(results['rounds'], 'round')} of {amount}"
     )
     return Grid(title, columns, 2, notes)
+
+
+def tuned(results: Results) -> tuple[str, ...]:
+    """What was chosen on validation samples, and the score of everything that was tried."""
+    found = results.get("tuning")
+    if not found:
+        return ()
+    scores = "; ".join(f"{label(item['values'])}: {score_text(item['score'])}" for item in found["candidates"])
+    seconds = sum(item["cost"]["seconds"] for item in found["candidates"])
+    return (
+        f"Tuned on validation samples, by {found['how']}: {label(found['chosen'])}. Tried: {scores}. It took "
+        f"{time_text(seconds)} more.",
+    )
 
 
 def compare_grid(results: Sequence[Results]) -> Grid:

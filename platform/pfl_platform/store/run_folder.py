@@ -4,6 +4,7 @@
     run.json                 {"format", "created", "pins": {"versions", "threads", "benchmark", "backbones", ...}}
     prepare.json             what preparation left (frozen addresses per backbone, ...); absent until it has ended
     rounds/0000.json ...     one file per finished round; see `pfl_platform.federation.session.round_record`
+    tuning.json              what tuning tried and chose, when settings are tuned; tuning/000 ... runs of candidates
     results.json             scores and costs, once the run has ended; see `pfl_platform.evaluation.matrix.report_of`
     predictions.jsonl        every prediction of the last evaluation
     adapters/<client>/       the personal adapter of each client, as peft saves it
@@ -149,6 +150,19 @@ class RunFolder:
         """The record of the last finished round; None before the first."""
         indices = self._indices()
         return self._read_round(indices[-1]) if indices else None
+
+    def write_tuning(self, found: Mapping[str, Any]) -> None:
+        """Ends tuning; see `pfl_platform.federation.tuning.record`."""
+        self._write_json(self.path / "tuning.json", found)
+
+    def read_tuning(self) -> dict[str, Any] | None:
+        """None before it has ended."""
+        file = self.path / "tuning.json"
+        return _read_json(file) if file.exists() else None
+
+    def candidate_folder(self, number: int) -> Path:
+        """Where the run of a candidate lies, whether it does or not."""
+        return self.path / "tuning" / f"{number:03d}"
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         self._write_json(self.path / "results.json", results)
