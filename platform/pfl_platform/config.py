@@ -71,7 +71,7 @@ class Evaluation(Section):
 class Public(Section):
     """The public set."""
 
-    name: str | None = Field(None, description="one of the benchmark's public sets, or a folder")
+    name: str | None = Field(None, description="one of the benchmark's public sets, another benchmark, or a folder")
     size: int = Field(5000, ge=1)
 
 

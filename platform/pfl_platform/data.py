@@ -159,7 +159,8 @@ class FixedBenchmark:
 
         if not self.public_sets:
             raise UserError(
-                f"The benchmark '{self.name}' has no public set; name a folder that has one with --public PATH."
+                f"The benchmark '{self.name}' has no public set; name a folder or another benchmark that has one with "
+                "--public."
             )
         chosen = name if name is not None else next(iter(self.public_sets))
         if chosen not in self.public_sets:

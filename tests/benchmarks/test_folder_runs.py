@@ -19,6 +19,7 @@ from pfl_platform.cli import main
 from pfl_platform.data import FilePicture, Sample, Turn
 from pfl_platform.federation import rows
 from pfl_platform.federation.rows import Row, check_public, encode
+from pfl_platform.federation.setup import public_set
 from pfl_platform.plugins import PluginManager
 from pfl_platform.store.run_folder import RunFolder
 
@@ -319,7 +320,11 @@ class TestPublicSets:
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [
-            ("nope", "The benchmark 'tiny' has no public set; name a folder that has one with --public PATH."),
+            (
+                "nope",
+                "The benchmark 'tiny' has no public set; name a folder or another benchmark that "
+                "has one with --public.",
+            ),
             ("./nope", "nope does not exist."),
             ("none", "is neither a record file nor a folder with record files (*.json)."),
             ("broken.json", "broken.json is not valid JSON: Expecting value at line 1, column 2."),
@@ -333,6 +338,18 @@ class TestPublicSets:
         Path("broken.json").write_text("[", encoding="utf-8")
         Path("theirs.json").write_text(json.dumps(real.records["Sum/train/dataset-0"]), encoding="utf-8")
         assert sentence in refusal(ends(real.root, "--public", name))
+
+    def test_that_of_another_benchmark(self, real: Any, ends: Ends) -> None:
+        """A fixed draw: its content does not depend on whose clients it is for."""
+        code, _, err = ends(real.root, "--public=drake-synth", "--public-size=5")
+        assert code == 0, err
+        config = RunFolder.open(Path("out")).config
+        drawn = public_set(
+            config, PluginManager().make("benchmark", "folder", {"path": str(real.root)}), PluginManager()
+        )
+        own = PluginManager().make("benchmark", "drake-synth", {}).public(None, 5, 0)
+        assert [sample.id for sample in drawn] == [sample.id for sample in own]
+        assert len(drawn) == 5
 
     def test_a_name_that_is_mistyped(self, real: Any, ends: Ends) -> None:
         real.put(

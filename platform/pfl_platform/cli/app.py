@@ -58,7 +58,7 @@ def run(
     compare: Annotated[
         str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
     ] = None,
-    public: Annotated[str | None, typer.Option("--public", help="The public set: a name, a folder, or a file.")] = None,
+    public: Annotated[str | None, typer.Option("--public", help="The public set: a name, another benchmark, a folder, or a file.")] = None,
     public_size: Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: key=value. May be repeated.")

@@ -34,7 +34,7 @@ from pfl_platform.federation.own_adapters import ByHost, adapters_of_clients, tw
 from pfl_platform.federation.rounds import OWN, Parts
 from pfl_platform.federation.rows import check_public, check_rows
 from pfl_platform.federation.tasks import Store
-from pfl_platform.plugins import PluginManager, default
+from pfl_platform.plugins import PluginManager, available, default
 from pfl_platform.recipes import check_client_names
 from pfl_platform.store.memory import MemoryStore
 
@@ -167,16 +167,19 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
 
 
 def public_set(config: RunConfig, benchmark: Benchmark, plugins: PluginManager) -> Sequence[Sample]:
-    """One of the benchmark's public sets, or the folder or file that was named.
+    """One of the benchmark's public sets, or that of another benchmark, a folder or a file that was named.
 
-    A folder or file may hold what some client has too; such samples are left out.
+    Whatever is not the benchmark's own may hold what some client has too; such samples are left out.
     """
     name, size, seed = config.public.name, config.public.size, config.seed
-    if name is None or not Path(name).is_absolute():
+    if name is not None and name in available("benchmark"):
+        reader: Benchmark = plugins.make("benchmark", name, {})
+    elif name is None or not Path(name).is_absolute():
         return benchmark.public(name, size, seed)
-    if not Path(name).exists():
+    elif not Path(name).exists():
         raise UserError(f"The public set {name} does not exist.")
-    reader: Benchmark = plugins.make("benchmark", default("benchmark-from-path").name, {"public": name})
+    else:
+        reader = plugins.make("benchmark", default("benchmark-from-path").name, {"public": name})
     private = {
         content(sample)
         for client in benchmark.clients
