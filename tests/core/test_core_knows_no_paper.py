@@ -30,7 +30,7 @@ def words_of_the_papers() -> set[str]:
         name.lower() for name in names
     }
     measures = {"s", "m", "1b", "3b", "8b", "5b", "0", "1", "2", "3", "5", "tiny", "synth", "l", "f1", "token", "large"}
-    measures |= {"task", "c"}  # of task arithmetic and Iso-C
+    measures |= {"task", "c", "partial"}  # of task arithmetic, Iso-C and partial model personalization
     return (words | FAMILIES | PAPERS) - measures - PLAIN_ENGLISH
 
 

@@ -62,3 +62,19 @@ def test_schedule() -> None:
     found = [rate_factor(optim, step) for step in range(7)]
     assert found == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-5)
     assert [rate_factor(Optim(1.0), step) for step in (0, 99)] == [1.0, 1.0]
+
+
+def test_moments_of_keys_that_are_reset_do_not_survive() -> None:
+    optim = Optim(lr=0.1, clip=0.0, reset=Keys("a"))
+    pair = {"a": torch.ones(2, requires_grad=True), "b": torch.ones(2, requires_grad=True)}
+    stepper = TorchDriver().open("s", pair, optim, {})
+    stepper.backward(pair["a"].sum() + pair["b"].sum())
+    stepper.update(0)
+    moments = stepper.moments()
+    assert {key.partition("#")[0] for key in moments} == {"moments/s/b", "moments/s/count"}
+    stale = {**moments, "moments/s/a#1": torch.full((2,), 9.0), "moments/s/a#2": torch.full((2,), 9.0)}
+    again = TorchDriver().open("s", pair, optim, stale)
+    before = {key: value.detach().clone() for key, value in pair.items()}
+    again.backward(pair["a"].sum() + pair["b"].sum())
+    again.update(0)
+    assert torch.allclose(before["a"] - pair["a"], torch.full((2,), 0.1))  # Adam's first step has the size of its rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Keys, Slot, Tensors
-from pfl_platform.data import Sample, Turn
+from pfl_platform.config import Stream as StreamOptions
+from pfl_platform.data import ClientData, Sample, TaskData, Turn
 from pfl_platform.errors import RunStopped
 from pfl_platform.evaluation.generate import greedy
 from pfl_platform.ledger.sampling import FlopMeter
@@ -20,7 +22,7 @@ from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import TorchDriver
 from pfl_platform.training.loop import Actor, Trained, train
 from pfl_platform.training.losses import answer_loss, answers_under
-from pfl_platform.training.streams import Epochs
+from pfl_platform.training.streams import COUNTS, ClientStream, Epochs
 from pfl_platform.training.surfaces import Optim, Phase, Statistic, Step, View
 
 SAMPLES = [Sample(str(k), (Turn(f"Say {word}.", word),)) for k, word in enumerate(("red", "blue", "big", "left") * 2)]
@@ -181,7 +183,7 @@ def test_params_that_are_not_finite_stop_the_client(host: Host) -> None:
 
 
 def test_after_a_phase_its_params_can_be_replaced(host: Host) -> None:
-    def zeros(params: dict[str, Tensor]) -> dict[str, Tensor]:
+    def zeros(params: dict[str, Tensor], _refs: Tensors) -> dict[str, Tensor]:
         return {key: torch.zeros_like(value) for key, value in params.items()}
 
     train(fresh(host), (phase([plain()], 1, after=zeros),))
@@ -222,3 +224,51 @@ def test_greedy_generation_is_what_transformers_generates(host: Host) -> None:
     # Batches do not change what is generated (left padding).
     longer = Sample("x", (Turn("Say blue, and please do take your time with it.", "blue"),))
     assert greedy(host, [*SAMPLES[:2], longer], ({},), 5)[:2] == texts[:2]
+
+
+def test_a_later_phase_goes_on_in_the_data_and_the_schedule(host: Host) -> None:
+    seen: list[str] = []
+
+    def watching(view: View) -> Tensor:
+        seen.extend(sample.id for sample in view.samples)
+        return answer_loss(view.forward({"local": 1.0}))
+
+    falling = Optim(0.01, schedule="linear", total_steps=4)
+    step = Step(LOCAL, watching, falling)
+    whole = train(fresh(host), (phase([step], 4),)).losses["p"]
+    once = list(seen)
+    seen.clear()
+    parts = (phase([step], 1), replace(phase([step], 3, first=1), name="q"))
+    done = train(fresh(host), parts)
+    assert seen == once
+    assert done.losses["p"] == whole[:1]
+    # Moments begin anew with a phase, so only the loss that comes before any step of `q` is the same.
+    assert done.losses["q"][0] == whole[1]
+    assert done.losses["q"][1:] != whole[2:]
+    assert phase([step], 3, first=1).describe() != phase([step], 3).describe()
+
+
+def test_the_steps_of_a_batch_pass_notes_on(host: Host) -> None:
+    found: list[float] = []
+
+    def first(view: View) -> Tensor:
+        assert not view.notes
+        view.notes["answer"] = torch.tensor(float(view.step))
+        return answer_loss(view.forward({"local": 1.0}))
+
+    def second(view: View) -> Tensor:
+        found.append(view.notes["answer"].item())
+        return answer_loss(view.forward({"local": 1.0}))
+
+    steps = [Step(LOCAL, first, Optim(0.01), name="one"), Step(LOCAL, second, Optim(0.01), name="two")]
+    actor = fresh(host)
+    train(Actor(actor.name, actor.backbone, actor.hosts, actor.rng, actor.driver, flops=FlopMeter()), (phase(steps),))
+    assert found == [0.0, 0.0, 1.0, 2.0]  # the first one is the ledger's dry row
+
+
+def test_use_counts_go_on_from_phase_to_phase(host: Host) -> None:
+    client = ClientData("alice", "tiny", (TaskData("say", "open-ended", "exact", SAMPLES, [], []),))
+    stream = ClientStream(client, StreamOptions(sampler="least_used", protocol="static"), 0, 2, 0, 4)
+    parts = [Phase(name, (plain(),), 2, stream, first=first) for name, first in (("p", 0), ("q", 2))]
+    whole = train(fresh(host), [Phase("w", (plain(),), 4, stream)]).private[COUNTS]
+    assert torch.equal(train(fresh(host), parts).private[COUNTS], whole)

@@ -87,7 +87,7 @@ class Worker:
         state = {**state, **host.read(live), **done.private}
         sent_tensors = self._outgoing(task, state, done, inbox)
         sent = place.store.put(sent_tensors) if sent_tensors else None
-        scored, head_payload, head_wire = self._score(task, host)
+        scored, head_payload, head_wire = self._score(task, host, state)
         down_payload = payload_bytes(inbox) + task.base_bytes
         down_wire = (wire_bytes(inbox) if task.inbox else 0) + task.base_bytes
         evaluating = task.stage == "score"
@@ -156,12 +156,16 @@ class Worker:
             return {}
         allowed = Keys(*(pattern for share in task.up for pattern in share.keys.patterns))
         sent: Tensors = allowed.of({**state, **done.sent})
+        if task.send is not None:
+            sent = task.send(sent)
+            if strangers := undeclared(list(sent), task.up):
+                raise UserError(f"The update of {task.actor} holds '{strangers[0]}', which may not leave the client.")
         for number, change in enumerate(task.postprocess):
             address = (self.place.seed, "postprocess", task.round_index, task.actor, number)
             sent = change(sent, inbox, lambda *parts, at=address: torch_rng(*at, *parts))
         return dict(sent)
 
-    def _score(self, task: Task, host: Host) -> tuple[list[CellResult], int, int]:
+    def _score(self, task: Task, host: Host, state: Tensors) -> tuple[list[CellResult], int, int]:
         """Results in the order of the cells, and what the heads weigh that were brought in for them."""
         if not task.score or task.recipe is None:
             return [], 0, 0
@@ -178,7 +182,7 @@ class Worker:
                 if task.heads.get(cell.owner) == lender:
                     data = self.place.cell_data(cell)
                     cells.append((cell, data, self.place.cell_items(cell, data, task.actor, task.split)))
-            found |= {result.cell: result for result in self.place.judge.score(host, task.recipe, cells)}
+            found |= {result.cell: result for result in self.place.judge.score(host, task.recipe, cells, state)}
         return [found[cell] for cell in task.score if cell in found], payload, wire
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.host import Host
-from pfl_platform.adapters.surfaces import Mix
+from pfl_platform.adapters.surfaces import Mix, Tensors
 from pfl_platform.backbones import OneStepCodec
 from pfl_platform.data import Sample, TaskData
 from pfl_platform.evaluation.surfaces import Cell, CellResult, InferenceRecipe, Metric, Prediction
-from pfl_platform.training.view import to_device
+from pfl_platform.training.surfaces import Output
+from pfl_platform.training.view import tapping, to_device
 
 
 @torch.no_grad()
@@ -43,6 +44,26 @@ def greedy(host: Host, samples: Sequence[Sample], passes: Sequence[Mix], max_new
         answers.append(token)
     ids = torch.stack(written, dim=1).tolist()
     return [codec.decode(row) for row in ids]
+
+
+class HostPrompts:
+    """Implements `Prompts` on a host."""
+
+    def __init__(self, host: Host, samples: Sequence[Sample]) -> None:
+        self._host = host
+        self.backbone = host.backbone
+        self._encoded = to_device(host.backbone.codec.encode(samples, answers=False), host.backbone.device)
+
+    @torch.no_grad()
+    def forward(self, mix: Mix, taps: Sequence[str] = ()) -> Output:
+        host, backbone, inputs = self._host, self.backbone, self._encoded.inputs
+        goes_on = not backbone.answer_side and not isinstance(backbone.codec, OneStepCodec)
+        options: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False} if goes_on else {}
+        if goes_on:
+            options["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with host.mixing(mix, host.masks(inputs)), tapping(backbone, taps) as seen:
+            logits = backbone.model(**inputs, **options).logits
+        return Output(logits, self._encoded, seen)
 
 
 def _one_step(host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -> Tensor:
@@ -131,9 +152,14 @@ class Judge:
     max_new_tokens: int
 
     def score(
-        self, host: Host, recipe: InferenceRecipe, cells: Sequence[tuple[Cell, TaskData, Sequence[Sample]]]
+        self,
+        host: Host,
+        recipe: InferenceRecipe,
+        cells: Sequence[tuple[Cell, TaskData, Sequence[Sample]]],
+        state: Tensors | None = None,
     ) -> list[CellResult]:
         """Scores cells. Items of all cells are generated together, ordered by length, so that padding stays small.
+        `state` is the client's, for recipes that make their passes from it.
 
         Samples are asked for twice and not held in between: a benchmark may draw them, and there may be many clients.
         """
@@ -144,7 +170,8 @@ class Judge:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             batch = [cells[number][2][place] for number, place in (pool[k] for k in chosen)]
-            texts = greedy(host, batch, recipe.passes, self.max_new_tokens)
+            passes = recipe.passes if recipe.rows is None else recipe.rows(HostPrompts(host, batch), state or {})
+            texts = greedy(host, batch, passes, self.max_new_tokens)
             for k, sample, text in zip(chosen, batch, texts, strict=True):
                 metric = self.metrics[cells[pool[k][0]][1].metric]
                 found[k] = Prediction(sample.id, text, metric.score(text, sample))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-from pfl_platform.adapters.surfaces import Mix
+from pfl_platform.adapters.surfaces import Mix, Tensors
+from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample
+from pfl_platform.training.surfaces import Output
 
 Split: TypeAlias = Literal["test", "validation"]
 """Which of a task's held-out samples are scored."""
@@ -29,16 +31,36 @@ class Metric(ABC):
         return sum(item.score for item in predictions) / len(predictions)
 
 
+class Prompts(Protocol):
+    """A batch of questions as one backbone reads them, before anything is answered."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    def forward(self, mix: Mix, taps: Sequence[str] = ()) -> Output:
+        """One pass over the questions alone, without gradient. Of a backbone that goes on from the question, logits and
+        what goes into its head are those of the last position, (rows, 1, ...); rows are padded on the left."""
+        ...
+
+
+RowMixes: TypeAlias = Callable[[Prompts, Tensors], "tuple[Mix, ...]"]
+"""(a batch of questions, the client's state) -> the passes for these questions, with a weight per row."""
+
+
 @dataclass(frozen=True)
 class InferenceRecipe:
     """What is evaluated: the mixes whose logits are added at every generated token (one pass in most methods).
 
     when: the client's model as it is after its local training, or after the round's reply, which holds what the server
     has made of all updates, has been taken in (see `Objective.replied`).
+
+    rows: makes the passes for each batch of questions; `passes` is then only what stands for them where there is no
+    question.
     """
 
     passes: tuple[Mix, ...]
     when: Literal["trained", "replied"] = "trained"
+    rows: RowMixes | None = None
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,11 @@ class Objective(Component):
         objective that keeps its own params in `receive` it must hold the reply's instead."""
         return self.receive(state, reply)
 
+    def send(self, tensors: Tensors) -> Mapping[str, Tensor]:
+        """What leaves the client of the declared keys, in the form in which it travels. Runs on the worker, after
+        training and before postprocessors; it may shorten tensors or leave some out, and adds no key."""
+        return tensors
+
     @property
     @abstractmethod
     def mix(self) -> Mix:

@@ -235,6 +235,7 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         phases=heads.trained(fed, name, parts.objective.phases(ctx)),
         statistics=parts.objective.statistics(ctx) + parts.aggregator.statistics(ctx, parts.objective),
         up=parts.up + heads.shares(fed, name),
+        send=parts.objective.send,
         others=parts.objective.others(fed),
         postprocess=tuple(item.apply for item in parts.postprocessors),
         score=cells,

@@ -361,7 +361,7 @@ class _Run:
         host.load_frozen(fed.frozen.get(name), fed.store.get)
         host.load(personal(fed, parts, progress, client_id))
         with self.folder.exporting(client_id) as target:
-            if not save_personal(host, recipe.passes[0], target):
+            if recipe.rows is not None or not save_personal(host, recipe.passes[0], target):
                 (target / "README.md").write_text(
                     "No single adapter: the mix depends on the input, or it is the bare backbone.\n",
                     encoding="utf-8",

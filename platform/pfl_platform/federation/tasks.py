@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Keys, Scope, Tensors
+from pfl_platform.adapters.surfaces import Keys, Scope, Tensors, shared
 from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe, Split
 from pfl_platform.training.surfaces import Phase, Statistic
 
@@ -30,6 +30,20 @@ class Share:
 
     keys: Keys
     scope: Scope = "all"
+
+
+def shares_of(slot: str, part: str = "*") -> tuple[Share, ...]:
+    """The contract for a slot's params, or for one part of them: combined over everybody where they mean the same
+    everywhere, else within a backbone.
+
+    >>> [share.keys.patterns for share in shares_of("local", "A")]
+    [('local/block*/A',), ('local/layer*/A',)]
+    """
+    ending = "" if part == "*" else f"/{part}"
+    scopes: tuple[Scope, ...] = ("all", "backbone")
+    return tuple(
+        Share(Keys(*(pattern + ending for pattern in shared(slot, scope).patterns)), scope) for scope in scopes
+    )
 
 
 @dataclass(frozen=True)
@@ -64,9 +78,9 @@ class Task:
 
     state: the actor's tensors. frozen: tensors shared by all actors on this backbone. base: a delta of the backbone
     that is on in every forward pass; base_bytes: what it took to bring it there. inbox: the message for this turn.
-    receive: applied to (state, inbox) before training. up: what may leave. others: further backbones that losses and
-    statistics run. split: whose samples are scored. heads: owner of cells -> state whose task head answers them, where
-    it is not the actor's own.
+    receive: applied to (state, inbox) before training. up: what may leave; send: the form in which it does. others:
+    further backbones that losses and statistics run. split: whose samples are scored. heads: owner of cells -> state
+    whose task head answers them, where it is not the actor's own.
     recorded: the task was done in another run, which left `state`, at this cost; nothing is computed, all is booked.
     """
 
@@ -83,6 +97,7 @@ class Task:
     phases: tuple[Phase, ...] = ()
     statistics: tuple[Statistic, ...] = ()
     up: tuple[Share, ...] = ()
+    send: Callable[[Tensors], Mapping[str, Tensor]] | None = None
     others: tuple[str, ...] = ()
     postprocess: tuple[Callable[[Tensors, Tensors, Any], Tensors], ...] = ()
     score: tuple[Cell, ...] = ()

@@ -82,7 +82,7 @@ class TorchStepper:
         if count is None:
             return
         for key, tensor in self._params.items():
-            if prefix + key + "#1" in private:
+            if prefix + key + "#1" in private and key not in self._optim.reset:
                 self._adamw.state[tensor] = {
                     "step": count.to(tensor.device if self._fused else "cpu", torch.float32, copy=True),
                     "exp_avg": private[prefix + key + "#1"].to(tensor.device, copy=True),
@@ -108,7 +108,7 @@ class TorchStepper:
         kept: dict[str, Tensor] = {}
         for key, tensor in self._params.items():
             state = self._adamw.state.get(tensor)
-            if state:
+            if state and key not in self._optim.reset:
                 kept[prefix + key + "#1"] = state["exp_avg"].detach().cpu()
                 kept[prefix + key + "#2"] = state["exp_avg_sq"].detach().cpu()
                 kept[prefix + "count"] = state["step"].detach().cpu()

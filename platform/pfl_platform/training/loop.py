@@ -100,22 +100,23 @@ def _run_phase(
         actor.driver.open(name, chosen, step.optim, kept)
         for name, chosen, step in zip(names, params, phase.steps, strict=True)
     ]
-    source = phase.data.open(kept)
+    source = phase.data.open({**kept, **result.private})  # use counts go on from the phase before
     losses = result.losses.setdefault(phase.name, [])
     for index in range(phase.amount):
-        samples = source.batch(index)
+        samples = source.batch(phase.first + index)
         views = _views(actor, phase, samples, index)
+        dry: list[BatchView] = []
         for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
             if len(phase.steps) > 1:
                 host.select(step.train)
-            _book_step(actor, phase, step, views, chosen)
+            _book_step(actor, phase, step, views, dry, chosen)
             loss = _one_step(step, views, len(samples), stepper.backward)
             if not math.isfinite(loss):
                 raise RunStopped(
                     f"The loss of {actor.name} is {loss} in phase '{phase.name}' at local step {index}: "
                     "lower its learning rate or look at its data."
                 )
-            stepper.update(index)
+            stepper.update(phase.first + index)
         losses.append(loss)
         for statistic in statistics:
             if statistic.every is not None and index % statistic.every == 0:
@@ -129,7 +130,7 @@ def _run_phase(
     result.private.update(source.private())
     if phase.after is not None:
         live = sorted({key for chosen in params for key in chosen})
-        host.load(phase.after(host.read(live)))
+        host.load(phase.after(host.read(live), actor.refs))
 
 
 def _refuse_broken(actor: Actor, phase: Phase, params: Sequence[Mapping[str, Tensor]]) -> None:
@@ -197,13 +198,22 @@ def _gradient(host: Host, want: Want, row: BatchView) -> dict[str, Tensor]:
 
 
 def _book_step(
-    actor: Actor, phase: Phase, step: Step, views: Sequence[BatchView], chosen: Mapping[str, Tensor]
+    actor: Actor,
+    phase: Phase,
+    step: Step,
+    views: Sequence[BatchView],
+    rows: list[BatchView],
+    chosen: Mapping[str, Tensor],
 ) -> None:
+    """Books a step at what a dry run of it on one row has cost. `rows` holds that row from a batch's first step to its
+    last, so that a step finds there what the one before has left."""
     if actor.flops is None:
         return
     kind = ("step", phase.name, step.name)
     if not actor.flops.known(kind):
-        row = _view(actor, views[0].samples[:1], views[0].step, phase.name)
+        if not rows:
+            rows.append(_view(actor, views[0].samples[:1], views[0].step, phase.name))
+        (row,) = rows
 
         def dry() -> None:
             torch.autograd.grad(step.loss(row).sum(), list(chosen.values()), allow_unused=True)

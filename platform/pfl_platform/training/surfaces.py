@@ -33,7 +33,8 @@ class View(Protocol):
 
     samples: the raw samples. params: key -> live tensor of the adapters that are loaded. refs: the actor's state as it
     was when training began and the task's inbox, for anchors, targets and strengths. step: index in the phase.
-    gradients: what a statistic's `wants` asked for, by name; the view then has one sample.
+    gradients: what a statistic's `wants` asked for, by name; the view then has one sample. notes: what an earlier step
+    of the phase has left for the later ones, which see the same micro-batch; empty at its first step.
     """
 
     @property
@@ -50,6 +51,9 @@ class View(Protocol):
 
     @property
     def gradients(self) -> Mapping[str, Tensors]: ...
+
+    @property
+    def notes(self) -> dict[str, Tensor]: ...
 
     def backbone(self, name: str | None = None) -> Backbone:
         """A backbone of the task by name; the client's own by default."""
@@ -76,7 +80,8 @@ class Optim:
 
     lr: learning rate. lr_scale: (keys, factor of lr) pairs, first match first. moments: whether Adam's
     moments survive to the client's next round. clip: largest gradient norm over the step's params; 0 is off.
-    schedule: `constant`, or `linear` / `cosine` to zero over the run's total steps after `warmup` steps.
+    schedule: `constant`, or `linear` / `cosine` to zero over the run's total steps after `warmup` steps. reset: keys
+    whose moments do not survive even where the others' do, because a download replaces them.
     """
 
     lr: float
@@ -90,6 +95,7 @@ class Optim:
     warmup: int = 0
     total_steps: int = 0
     first_step: int = 0
+    reset: Keys = field(default_factory=Keys)
 
     def rate(self, key: str) -> float:
         for keys, factor in self.lr_scale:
@@ -134,17 +140,21 @@ class OpenSource(Protocol):
 @dataclass(frozen=True)
 class Phase:
     """`amount` batches; every step of a phase sees the same batch. `micro_batch` rows per forward (0: the whole
-    batch)."""
+    batch). `first`: number of batches that earlier phases of the task have taken from the same data; this one goes on
+    there, in the data and in the learning rate's schedule. `after`: replaces the params that were trained, and may set
+    others, from (trained params, `View.refs`)."""
 
     name: str
     steps: tuple[Step, ...]
     amount: int
     data: Source
     micro_batch: int = 0
-    after: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+    after: Callable[[dict[str, Tensor], Tensors], Mapping[str, Tensor]] | None = None
+    first: int = 0
 
     def describe(self) -> Mapping[str, Any]:
-        return {"name": self.name, "amount": self.amount, "data": self.data.describe(), "micro": self.micro_batch}
+        told = {"name": self.name, "amount": self.amount, "data": self.data.describe(), "micro": self.micro_batch}
+        return {**told, "first": self.first} if self.first else told
 
 
 @dataclass(frozen=True)

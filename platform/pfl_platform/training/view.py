@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class BatchView:
         self.step = step
         self.refs: Tensors = refs or {}
         self.gradients: Mapping[str, Tensors] = gradients or {}
+        self.notes: dict[str, Tensor] = {}
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
         self._forwards = 0
@@ -72,18 +73,25 @@ class BatchView:
         other = backbone is not None and backbone != self._name
         host = self._hosts(backbone or self._name)
         encoded = self.encoded(backbone)
-        seen: dict[str, Tensor] = {}
         number = self._forwards
         self._forwards += 1
         rng = (lambda site: self._rng("forward", self.step, number, site)) if train and not other else None
         with ExitStack() as stack:
-            for path in taps:
-                hook = host.backbone.module(path).register_forward_pre_hook(_keep(seen, path))
-                stack.callback(hook.remove)
+            seen = stack.enter_context(tapping(host.backbone, taps))
             stack.enter_context(host.mixing({} if other else mix, host.masks(encoded.inputs), rng))
             stack.enter_context(torch.set_grad_enabled(grad and not other))
             logits = host.backbone.model(**encoded.inputs, use_cache=False).logits
         return Output(logits, encoded, seen)
+
+
+@contextmanager
+def tapping(backbone: Backbone, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What goes into some modules in the passes made inside, by path; of several passes the last."""
+    seen: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for path in taps:
+            stack.callback(backbone.module(path).register_forward_pre_hook(_keep(seen, path)).remove)
+        yield seen
 
 
 def _keep(seen: dict[str, Tensor], path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Keys, Mix, Slot, shared
+from pfl_platform.adapters.surfaces import Mix, Slot
 from pfl_platform.federation.components import (
     Aggregator,
     ClientContext,
@@ -15,11 +14,10 @@ from pfl_platform.federation.components import (
     Needs,
     Objective,
     ServerState,
-    Update,
     Updates,
-    combine,
 )
-from pfl_platform.federation.tasks import Address, Program, Share
+from pfl_platform.federation.groups import average
+from pfl_platform.federation.tasks import Program, Share, shares_of
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Step
 from pfl_plugins.fedit.config import AverageConfig
@@ -36,7 +34,7 @@ class FedIT(Objective):
 
     @property
     def up(self) -> tuple[Share, ...]:
-        return (Share(shared(SLOT, "all"), "all"), Share(shared(SLOT, "backbone"), "backbone"))
+        return shares_of(SLOT)
 
     @property
     def down(self) -> tuple[Share, ...]:
@@ -55,13 +53,6 @@ class FedIT(Objective):
         return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
 
 
-def average(updates: Sequence[Update], keys: Keys, weighting: str) -> dict[str, Tensor]:
-    """`sum_i p_i theta_i` over the given keys, each tensor (A, B, ...) on its own; p_i sums to 1."""
-    sizes = [float(update.num_examples) if weighting == "examples" else 1.0 for update in updates]
-    total = sum(sizes)
-    return combine((update.tensors(keys) for update in updates), [size / total for size in sizes])
-
-
 class FedAvg(Aggregator):
     """Averages over everybody where params mean the same everywhere, else among the clients of a backbone.
 
@@ -77,18 +68,8 @@ class FedAvg(Aggregator):
 
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
         yield from ()
-        if len(updates) == 0:
-            return state
-        everybody = average(list(updates), Keys("*/block*"), self.config.weighting)
-        addresses: dict[str, Address] = dict(state.tensors)
-        for backbone in sorted({update.backbone for update in updates}):
-            group = [update for update in updates if update.backbone == backbone]
-            own = average(group, Keys("*/layer*"), self.config.weighting)
-            addresses[backbone] = fed.store.put({**own, **everybody})
-        if everybody:
-            for backbone in set(addresses) - {update.backbone for update in updates}:
-                addresses[backbone] = fed.store.put({**fed.store.get(addresses[backbone]), **everybody})
-        return ServerState(addresses)
+        examples = self.config.weighting == "examples"
+        return ServerState(average(fed, dict(state.tensors), updates, examples=examples))
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
         address = state.tensors.get(fed.backbone_of[client_id])

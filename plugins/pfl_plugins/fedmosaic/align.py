@@ -102,7 +102,7 @@ def _task(
     )
 
 
-def project(tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
+def project(tensors: dict[str, Tensor], _refs: Tensors) -> Mapping[str, Tensor]:
     """Eq. 21-23 on every A."""
     return {key: polar(value) for key, value in tensors.items()}
 

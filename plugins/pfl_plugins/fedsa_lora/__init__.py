@@ -1,0 +1,1 @@
+"""FedSA-LoRA: A is shared, B stays at the client (Guo et al., 2410.01463)."""

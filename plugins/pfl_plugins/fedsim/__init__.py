@@ -1,0 +1,1 @@
+"""FedSim: shared and personal adapter trained at once (Pillutla et al., 2204.03809)."""

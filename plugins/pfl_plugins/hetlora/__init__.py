@@ -1,0 +1,1 @@
+"""HETLoRA: clients of different ranks, self-pruning and aggregation by norm (Cho et al., 2401.06432)."""
