@@ -122,6 +122,10 @@ class RunConfig(Section):
         description="dotted setting -> values that are tried, in all combinations, and scored on validation samples; "
         "the best are taken for the run",
     )
+    keep_rounds: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="rounds, counted from 1, whose adapters stay in the run folder; those of the last round do anyway",
+    )
     heads: Literal["private", "shared", "frozen"] = Field(
         "private", description="task heads, such as classifiers: each client's own, averaged, or not trained"
     )

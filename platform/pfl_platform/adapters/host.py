@@ -22,6 +22,7 @@ FROZEN = "frozen"
 """Slot name of params that all slots of a backbone share."""
 BASE = "base"
 """Slot name of a delta that is always on, whatever the mix; dense, one per backbone."""
+_LAID = "laid"  # no address: whatever base comes next, it is loaded
 BACKBONE = "backbone"
 """Slot name under which a backbone's own params are exposed, for pretraining only."""
 
@@ -118,6 +119,32 @@ class Host:
             shift = tensors.get(f"{BASE}/{name}/W")
             layer.shift = None if shift is None else shift.to(self.backbone.device, torch.float32)
         self.base_address = address
+
+    def lay_base(self, tensors: Tensors) -> None:
+        """Adds dense deltas `base/site/W` to what is always on, until the next `load_base`."""
+        for name, layer in self.layers.items():
+            added = tensors.get(f"{BASE}/{name}/W")
+            if added is not None:
+                added = added.to(self.backbone.device, torch.float32)
+                layer.shift = added if layer.shift is None else layer.shift + added
+                self.base_address = _LAID
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Inside, `base/site/W` are live tensors, zero where no base is on: their gradients are those of the dense
+        weights of the adapted maps. Holds a float32 copy of each of these weights."""
+        before = {name: layer.shift for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            size = (layer.site.out_features, layer.site.in_features)
+            start = before[name]
+            live = torch.zeros(size, device=self.backbone.device) if start is None else start.clone()
+            layer.shift = self.params[f"{BASE}/{name}/W"] = live
+        try:
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                layer.shift = before[name]
+                del self.params[f"{BASE}/{name}/W"]
 
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """Copies on the CPU of live tensors."""

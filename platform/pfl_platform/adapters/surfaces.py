@@ -60,6 +60,14 @@ class Keys:
 
     __contains__ = match
 
+    def names(self, slot: str) -> bool:
+        """Whether a pattern asks for keys of a slot by its name.
+
+        >>> Keys("base/*/W").names("base"), Keys("*").names("base")
+        (True, False)
+        """
+        return any(pattern.startswith(f"{slot}/") for pattern in self.patterns)
+
     def of(self, tensors: Tensors) -> dict[str, Tensor]:
         """The chosen part of `tensors`, sorted by key."""
         return {key: tensors[key] for key in sorted(tensors) if self.match(key)}

@@ -58,7 +58,9 @@ def run(
     compare: Annotated[
         str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
     ] = None,
-    public: Annotated[str | None, typer.Option("--public", help="The public set: a name, another benchmark, a folder, or a file.")] = None,
+    public: Annotated[
+        str | None, typer.Option("--public", help="The public set: a name, another benchmark, a folder, or a file.")
+    ] = None,
     public_size: Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: key=value. May be repeated.")
@@ -121,11 +123,14 @@ def resume(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of run folders.")],
     json: Json = False,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", help="Draw accuracy against FLOPs and against bytes into this folder.")
+    ] = None,
 ) -> None:
     """One table of several finished runs."""
     from pfl_platform.cli import running
 
-    running.compare(runs, json)
+    running.compare(runs, json, plots)
 
 
 @app.command()
@@ -171,6 +176,67 @@ def merge(
     )
 
 
+@app.command()
+def costs(
+    methods: Annotated[str, typer.Option("--methods", help="Names of `list plugins`, a,b; or all.")] = "all",
+    backbones: Annotated[
+        str | None, typer.Option("--backbones", help="A small and a large one, a,b; default: about 1B and 3B.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="A method; default: one that sends nothing."),
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", help="Rank of all adapters.")] = 128,
+    tokens: Annotated[int, typer.Option("--tokens", help="Length of a row.")] = 512,
+    local_steps: Annotated[int, typer.Option("--local-steps", help="Local steps of the traced rounds.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of the planned run.")] = 20,
+    clients: Annotated[str, typer.Option("--clients", help="Numbers of clients: 1,10 or 1..1000.")] = "1..1000",
+    others: Annotated[
+        str | None, typer.Option("--others", help="Backbones to stand in for a method's further one: a,b.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting of the methods: key=value. May be repeated.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", help="Draw costs by number of clients into this folder.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What methods cost at real backbones' shapes: FLOPs, memory and bytes. No weights are read."""
+    from pfl_platform.cli import costs as command
+
+    command.costs(
+        command.Order(
+            methods=methods,
+            backbones=backbones,
+            reference=reference,
+            rank=rank,
+            tokens=tokens,
+            steps=local_steps,
+            rounds=rounds,
+            clients=clients,
+            others=others,
+            settings=tuple(settings or ()),
+            plots=plots,
+        ),
+        json,
+    )
+
+
+@app.command()
+def line(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    points: Annotated[int, typer.Option("--points", help="Weights from 0 to 1 that are measured.")] = 11,
+    split: Annotated[str, typer.Option("--split", help="Samples of the line: validation or test.")] = "validation",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure personal models that are made of two, at every weight; nothing is trained."""
+    from pfl_platform.cli import lines
+
+    lines.line(run, points, split, json, quiet)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="plugins, benchmarks, backbones, adapters, ..., recipes")],
@@ -186,11 +252,19 @@ def list_(
 def show(
     what: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A plugin or recipe by name, or a run folder.")],
     json: Json = False,
+    who_helped_whom: Annotated[
+        bool, typer.Option("--who-helped-whom", help="Of a run: how much each client weighed in what each got.")
+    ] = False,
+    alone: Annotated[
+        Path | None, typer.Option("--alone", help="A run that shared nothing, to which gains are measured.")
+    ] = None,
 ) -> None:
     """Show a plugin with its options, or a run with its results."""
     from pfl_platform.cli import listing, running
 
-    if Path(what).is_dir():
+    if who_helped_whom:
+        running.show_helped(Path(what), alone, json)
+    elif Path(what).is_dir():
         running.show(Path(what), json)
     else:
         listing.show(what, json)

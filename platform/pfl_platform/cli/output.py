@@ -16,6 +16,11 @@ def complain(sentence: str) -> None:
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
 
 
+def note(sentence: str) -> None:
+    """Where a long command stands: one line on the standard error stream."""
+    print(sentence, file=sys.stderr)
+
+
 def console(width: int = 160) -> Console:
     """The screen, as wide as it is; `width` columns when it is a file or a pipe."""
     from rich.console import Console

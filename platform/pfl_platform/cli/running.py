@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pfl_platform.cli.output import console, print_json
+from pfl_platform.cli.output import console, note, print_json
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.plugins import PluginManager
@@ -148,13 +148,63 @@ def resume(folder: Path, quiet: bool) -> None:
     _carry_out(runs, folder, quiet)
 
 
-def compare(folders: Sequence[Path], as_json: bool) -> None:
-    """Prints the results of finished runs beside each other."""
-    results = [_results(run) for folder in folders for run in _finished(folder)]
+def compare(folders: Sequence[Path], as_json: bool, plots: Path | None = None) -> None:
+    """Prints the results of finished runs beside each other, and draws what they cost."""
+    runs = [run for folder in folders for run in _finished(folder)]
+    results = [_results(run) for run in runs]
+    if plots is not None:
+        _draw_tradeoffs(runs, results, plots)
     if as_json:
         print_json(results)
     else:
         _print_results(results)
+
+
+def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    from pfl_platform.report.tradeoffs import draw, tradeoff
+    from pfl_platform.store.run_folder import RunFolder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{item['method']} seed {item['seed']}" for item in results]
+    labels = [name if names.count(name) == 1 else f"{name} ({run})" for name, run in zip(names, runs, strict=True)]
+    found = {
+        label: tradeoff(item, RunFolder(run).rounds()) for label, run, item in zip(labels, runs, results, strict=True)
+    }
+    for file in draw(found, folder):
+        note(f"drawn: {file}")
+
+
+def show_helped(folder: Path, alone: Path | None, as_json: bool) -> None:
+    """Prints who helped whom in a finished run; leaves all rounds and a picture in its folder."""
+    from pfl_platform.report import helped
+    from pfl_platform.report.tables import Page
+    from pfl_platform.store.run_folder import RunFolder
+
+    if not _is_run(folder) or not (folder / "results.json").is_file():
+        raise UserError(f"The folder {folder} holds no finished run, of which one could tell who helped whom.")
+    results = _results(folder)
+    if alone is not None:
+        others = [_results(run) for run in _finished(alone)]
+    else:
+        above = folder.absolute().parent
+        beside = (*above.glob("*/results.json"), *above.parent.glob("*/*/results.json"))
+        others = [_results(file.parent) for file in sorted(beside)]
+    base = helped.without_sharing(results, others)
+    if alone is not None and base is None:
+        raise UserError(f"No run in {alone} shared nothing on the same benchmark, clients and seed as {folder}.")
+    run = RunFolder(folder)
+    found = helped.helped(results, run.rounds(), base)
+    run.write_extra("who-helped-whom.json", found)
+    picture = folder / "who-helped-whom.png"
+    helped.draw(found, picture)
+    if as_json:
+        print_json(found)
+        return
+    for number, matrix in found["rounds"].items():
+        console().print(Page(helped.helped_grid(found, f"Round {number}", matrix)))
+    if len(found["rounds"]) > 1:
+        console().print(Page(helped.helped_grid(found, "Mean over rounds", found["mean"])))
+    console().print(f"As a picture: {picture}")
 
 
 def show(folder: Path, as_json: bool) -> None:

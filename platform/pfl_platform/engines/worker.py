@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.heads import HEADS, first_head
-from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.host import BASE, Host
 from pfl_platform.adapters.surfaces import AdapterType, Keys, MixFactory, Slot, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample, TaskData
@@ -44,6 +44,7 @@ class Workplace:
     cell_data: CellData
     cell_items: Callable[[Cell, TaskData, str, Split], Sequence[Sample]]
     driver: Driver = field(default_factory=TorchDriver)
+    meter: Callable[[], FlopMeter] = FlopMeter
 
 
 class Worker:
@@ -79,7 +80,7 @@ class Worker:
         for other in task.others:
             if other != task.backbone:
                 self.host(other).load(self._first_head(other))  # whatever client was there before
-        meter = FlopMeter()
+        meter = place.meter()
         done = self._train(task, state, inbox, observe, meter)
         live = [key for key in state if key in host.params]
         if any(key.startswith("frozen/") for key in live):
@@ -145,6 +146,8 @@ class Worker:
             with ExitStack() as stack:
                 for name in names:
                     stack.enter_context(meter.watching(self.host(name), slots))
+                if any(want.keys.names(BASE) for item in task.statistics for want in item.wants):
+                    stack.enter_context(self.host(task.backbone).dense())
                 return train(actor, task.phases, task.statistics, state, observe)
         except RunStopped as error:
             where = f"round {task.round_index}" if task.stage == "round" else f"stage '{task.stage}'"
@@ -169,6 +172,10 @@ class Worker:
         """Results in the order of the cells, and what the heads weigh that were brought in for them."""
         if not task.score or task.recipe is None:
             return [], 0, 0
+        if task.recipe.blend is not None:
+            blended = task.recipe.blend.params(state, None)
+            host.load(blended)
+            host.lay_base(blended)
         found: dict[Cell, CellResult] = {}
         payload = wire = 0
         lenders = dict.fromkeys(task.heads.get(cell.owner) for cell in task.score)

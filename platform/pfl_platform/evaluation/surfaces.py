@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from pfl_platform.adapters.surfaces import Mix, Tensors
+from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample
 from pfl_platform.training.surfaces import Output
@@ -48,6 +48,22 @@ RowMixes: TypeAlias = Callable[[Prompts, Tensors], "tuple[Mix, ...]"]
 
 
 @dataclass(frozen=True)
+class Blend:
+    """A personal model that is made of two models of a client by weights, without training.
+
+    ends: names of the two models, the one at weight 0 and the one at weight 1. keys: which keys of a client's state
+    each of them is. params(state, weight): what is loaded, under keys of the state, in order to be the model at a
+    weight; None: at the client's own weights, which the personalizer's statistics have left in the state.
+    weight(state): the client's own weight, or the mean over its parts where it has several.
+    """
+
+    ends: tuple[str, str]
+    keys: tuple[Keys, Keys]
+    params: Callable[[Tensors, float | None], Tensors]
+    weight: Callable[[Tensors], float]
+
+
+@dataclass(frozen=True)
 class InferenceRecipe:
     """What is evaluated: the mixes whose logits are added at every generated token (one pass in most methods).
 
@@ -56,11 +72,14 @@ class InferenceRecipe:
 
     rows: makes the passes for each batch of questions; `passes` is then only what stands for them where there is no
     question.
+
+    blend: how the params of the evaluated model come from the client's state, where they are not there as they are.
     """
 
     passes: tuple[Mix, ...]
     when: Literal["trained", "replied"] = "trained"
     rows: RowMixes | None = None
+    blend: Blend | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,10 @@ def check_clients(benchmark: Benchmark) -> None:
 
 
 def check_components(config: RunConfig, parts: Parts) -> None:
-    """Objective, aggregator and adapter agree on what they exchange."""
+    """Objective, aggregator and adapter agree on what they exchange; rounds that are to be kept are there."""
+    parts.recipe()  # a personalizer that cannot evaluate this objective says so
+    if config.keep_rounds and max(config.keep_rounds) > config.rounds:
+        raise UserError(f"keep_rounds names round {max(config.keep_rounds)}, but the run has {config.rounds}.")
     for component in parts.components:
         needed = component.needs.adapters
         if needed and config.adapter.name not in needed:

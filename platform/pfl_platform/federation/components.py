@@ -196,6 +196,14 @@ class Objective(Component):
         training and before postprocessors; it may shorten tensors or leave some out, and adds no key."""
         return tensors
 
+    def uploads(self, ctx: ClientContext) -> bool:
+        """Whether what `up` declares leaves the client in this round. Of an exchange that has ended nothing does."""
+        return True
+
+    def downloads(self, ctx: ClientContext) -> bool:
+        """Whether the client takes in the server's reply in this round."""
+        return True
+
     @property
     @abstractmethod
     def mix(self) -> Mix:
@@ -235,7 +243,8 @@ class Updates:
 
 @dataclass(frozen=True)
 class ServerState:
-    """Server state between rounds: addresses of tensors and JSON. `report` is shown with the round, never read back."""
+    """Server state between rounds: addresses of tensors and JSON. `report` is shown with the round, never read back;
+    a server that weighs clients says in `report["weights"]` how much: client that gets -> contributor -> weight."""
 
     tensors: Mapping[str, Address] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -263,6 +272,11 @@ class Aggregator(Component):
         """What clients measure for it (Gram matrices, squared gradients ...), beside the objective's own."""
         return ()
 
+    def work(self, clients: int, sent: Mapping[str, int]) -> float:
+        """FLOPs of the server's own sums in a round with so many clients, for plans; `sent`: key -> how many values one
+        client sends. Tasks that it yields are no part of this."""
+        return 0.0
+
     @property
     def merger(self) -> Merger | None:
         """Its rule for combining adapters, when it has one that needs no federation around it."""
@@ -286,6 +300,11 @@ class Aggregator(Component):
 
 class Personalizer(Component):
     """Client state to the model that is evaluated."""
+
+    def statistics(self, ctx: ClientContext, objective: Objective) -> tuple[Statistic, ...]:
+        """What is measured at a client before each of its evaluations, on the state that is evaluated: after training,
+        or with the reply taken in (see `InferenceRecipe.when`). What they keep is in the state that a blend sees."""
+        return ()
 
     @abstractmethod
     def recipe(self, objective: Objective) -> InferenceRecipe: ...

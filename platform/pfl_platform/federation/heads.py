@@ -118,4 +118,5 @@ def joined(training: Outcome | None, scoring: Outcome) -> Outcome:
     if training is None:
         return scoring
     cost = Cost(**total([training.cost, scoring.cost]))  # type: ignore[arg-type]
-    return replace(training, scores=scoring.scores, predictions=scoring.predictions, cost=cost)
+    metrics = {**training.metrics, **scoring.metrics}
+    return replace(training, metrics=metrics, scores=scoring.scores, predictions=scoring.predictions, cost=cost)

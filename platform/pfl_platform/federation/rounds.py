@@ -30,7 +30,7 @@ from pfl_platform.federation.components import (
 from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Share, Task
 from pfl_platform.rng import numpy_rng
 from pfl_platform.training.streams import ClientStream, Epochs, Pooled
-from pfl_platform.training.surfaces import Optim
+from pfl_platform.training.surfaces import Optim, Statistic
 
 T = TypeVar("T")
 
@@ -57,6 +57,10 @@ class Parts:
         """Keys that leave a client."""
         return self.objective.up + self.aggregator.asks
 
+    def measured(self, ctx: ClientContext) -> tuple[Statistic, ...]:
+        """What the personalizer wants to know before a client is evaluated."""
+        return () if self.personalizer is None else self.personalizer.statistics(ctx, self.objective)
+
     def recipe(self) -> InferenceRecipe:
         if self.personalizer is not None:
             return self.personalizer.recipe(self.objective)
@@ -70,6 +74,8 @@ class Progress:
     states: Mapping[str, Address]
     server: ServerState
     heads: Mapping[str, Address] = field(default_factory=dict)  # backbone -> shared task head
+    # client id -> the state that was evaluated last, where evaluation itself has taken in or measured something
+    evaluated: Mapping[str, Address] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,8 @@ def one_round(fed: Federation, parts: Parts, progress: Progress, round_index: in
         if waiting:
             scored = yield waiting
             outcomes = {**outcomes, **{name: heads.joined(outcomes.get(name), scored[name]) for name in scored}}
+            seen = {name: item.state for name, item in scored.items() if item.state is not None}
+            after = replace(after, evaluated=seen)
     return RoundResult(after, outcomes)
 
 
@@ -200,10 +208,13 @@ def context(fed: Federation, client: ClientData, round_index: int) -> ClientCont
     return ClientContext(fed, client, round_index, steps, source, optim)
 
 
-def dispatched(fed: Federation, parts: Parts, progress: Progress, name: str, take: heads.Receive) -> dict[str, Any]:
+def dispatched(
+    fed: Federation, parts: Parts, progress: Progress, ctx: ClientContext, take: heads.Receive
+) -> dict[str, Any]:
     """What the server sends to a client now, as fields of the client's task; `take` is what the objective does with
     it."""
-    reply = parts.aggregator.reply(fed, progress.server, name)
+    name = ctx.client.client_id
+    reply = parts.aggregator.reply(fed, progress.server, name) if parts.objective.downloads(ctx) else {}
     strangers = undeclared(list(reply), parts.objective.down)
     if strangers:
         raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
@@ -233,8 +244,10 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         state=progress.states[name],
         frozen=fed.frozen.get(fed.host_of(name)),
         phases=heads.trained(fed, name, parts.objective.phases(ctx)),
-        statistics=parts.objective.statistics(ctx) + parts.aggregator.statistics(ctx, parts.objective),
-        up=parts.up + heads.shares(fed, name),
+        statistics=parts.objective.statistics(ctx)
+        + parts.aggregator.statistics(ctx, parts.objective)
+        + (parts.measured(ctx) if due else ()),
+        up=(parts.up if parts.objective.uploads(ctx) else ()) + heads.shares(fed, name),
         send=parts.objective.send,
         others=parts.objective.others(fed),
         postprocess=tuple(item.apply for item in parts.postprocessors),
@@ -243,7 +256,7 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         split=fed.config.evaluation.split,
         num_examples=client.num_examples,
         salt=fed.salt,
-        **dispatched(fed, parts, progress, name, parts.objective.receive),
+        **dispatched(fed, parts, progress, ctx, parts.objective.receive),
     )
 
 
@@ -261,6 +274,7 @@ def score_task(
         backbone=backbone,
         state=states[name],
         frozen=fed.frozen.get(backbone),
+        statistics=parts.measured(context(fed, client, round_index)),
         score=cells,
         recipe=parts.recipe(),
         split=fed.config.evaluation.split,
@@ -273,15 +287,25 @@ def reply_task(fed: Federation, parts: Parts, progress: Progress, client: Client
     """Evaluation of what the server now has for a client: its next reply, taken in and not trained on. The reply is
     booked as `score_payload` and `score_wire`; should the client be dispatched next, it is sent again, and booked."""
     task = score_task(fed, parts, progress.states, client, round_index)
-    return replace(task, **dispatched(fed, parts, progress, client.client_id, parts.objective.replied))
+    ctx = context(fed, client, round_index + 1)
+    return replace(task, **dispatched(fed, parts, progress, ctx, parts.objective.replied))
 
 
 def personal(fed: Federation, parts: Parts, progress: Progress, name: str) -> dict[str, Tensor]:
-    """The tensors of a client's personal model, with the server's reply taken in where a recipe evaluates that."""
+    """The tensors of a client's personal model after the last round, blended where the recipe says how."""
+    state, blend = taken_in(fed, parts, progress, name, fed.config.rounds), parts.recipe().blend
+    return state if blend is None else {**state, **blend.params(state, None)}
+
+
+def taken_in(fed: Federation, parts: Parts, progress: Progress, name: str, rounds: int) -> dict[str, Tensor]:
+    """A client's state after so many rounds, as it is evaluated: with the server's reply, where a recipe wants that."""
+    if name in progress.evaluated:
+        return fed.store.get(progress.evaluated[name])
     state = fed.store.get(progress.states[name])
     if parts.recipe().when == "trained":
         return state
-    sent = dispatched(fed, parts, progress, name, parts.objective.replied)
+    client = next(client for client in fed.clients if client.client_id == name)
+    sent = dispatched(fed, parts, progress, context(fed, client, rounds), parts.objective.replied)
     return dict(sent["receive"](state, fed.store.get(sent["inbox"]))) if sent["receive"] is not None else state
 
 

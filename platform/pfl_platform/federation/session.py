@@ -67,7 +67,7 @@ def run(
     config = pinned(config)
     setup = build(config, manager, benchmark)
     tuning.check(setup, manager, tuning.tried(config))
-    folder = RunFolder.create(out, config, _pins(setup))
+    folder = RunFolder.create(out, config, pins(setup))
     return _continue(Call(manager, benchmark, quiet, out), setup, folder)
 
 
@@ -78,7 +78,7 @@ def resume(
     manager = plugins or PluginManager()
     folder = RunFolder.open(out)
     setup = build(folder.config, manager, benchmark)
-    changed = folder.check_pins(_pins(setup))
+    changed = folder.check_pins(pins(setup))
     if changed:
         raise UserError(f"The run {out} cannot go on with the same numbers: {' '.join(changed)}")
     return _continue(Call(manager, benchmark, quiet, out), setup, folder)
@@ -101,7 +101,8 @@ def pinned(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"engine": config.engine.model_copy(update={"threads": torch.get_num_threads()})})
 
 
-def _pins(setup: Setup) -> dict[str, Any]:
+def pins(setup: Setup) -> dict[str, Any]:
+    """What must not change between a run's start and whoever goes on with it; see `pfl_platform.store.pins`."""
     engine = setup.config.engine
     others = setup.parts.objective.others(setup.federation(MemoryStore()))
     return pins_of(
@@ -134,7 +135,7 @@ def _continue(call: Call, setup: Setup, folder: RunFolder) -> dict[str, Any]:
         setup = _settled(call, setup, folder)
         observers = _observers(setup.config, call.manager, call.quiet)
         place = _Place()
-        with _numerics(setup.config):
+        with numerics(setup.config):
             try:
                 return _Run(call, setup, folder, (*observers, place)).to_end()
             except (UserError, OSError) as error:  # whatever is found only now, a truncated picture for example
@@ -175,7 +176,7 @@ def _candidate(call: Call, config: RunConfig, folder: RunFolder, number: int) ->
     place = folder.candidate_folder(number)
     setup = build(config, call.manager, call.benchmark)
     begun = (place / "run.json").is_file()
-    own = RunFolder.open(place) if begun else RunFolder.create(place, config, _pins(setup))
+    own = RunFolder.open(place) if begun else RunFolder.create(place, config, pins(setup))
     return _continue(call, setup, own)
 
 
@@ -192,7 +193,7 @@ def _observers(config: RunConfig, manager: PluginManager, quiet: bool) -> list[O
 
 
 @contextmanager
-def _numerics(config: RunConfig) -> Iterator[None]:
+def numerics(config: RunConfig) -> Iterator[None]:
     """The pinned thread count and deterministic kernels, put back afterwards."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(config.engine.threads)
@@ -284,16 +285,14 @@ class _Run:
             observer.run_started(info)
         progress = self._prepared(fed, parts, engine)
         if records:
-            last = records[-1]
-            server = ServerState(last["server"]["tensors"], last["server"]["meta"])
-            progress = Progress(last["states"], server, last.get("heads", {}))
+            progress = progress_of(records[-1])
         for round_index in range(done, config.rounds):
             parts = self._chosen(fed, progress, engine, round_index)
             result = drive(one_round(fed, parts, progress, round_index), engine)
             progress = result.progress
             record = {**round_record(result), "shared_cost": total(self.books.taken())}
             folder.commit_round(round_index, record)
-            folder.collect_garbage()
+            folder.collect_garbage(rounds=[number - 1 for number in config.keep_rounds])
             for observer in self.observers:
                 observer.round_done(round_index, record["summary"])
         return self._finish(fed, parts, worker, progress)
@@ -368,6 +367,12 @@ class _Run:
                 )
 
 
+def progress_of(record: Mapping[str, Any]) -> Progress:
+    """Where a federation stood after the round of a record."""
+    server = ServerState(record["server"]["tensors"], record["server"]["meta"])
+    return Progress(record["states"], server, record.get("heads", {}), record.get("evaluated", {}))
+
+
 def round_record(result: RoundResult) -> dict[str, Any]:
     """What `rounds/NNNN.json` holds: all that the next round, the results and a reader need."""
     server = result.progress.server
@@ -375,6 +380,7 @@ def round_record(result: RoundResult) -> dict[str, Any]:
         "states": dict(result.progress.states),
         "server": {"tensors": dict(server.tensors), "meta": dict(server.meta)},
         "heads": dict(result.progress.heads),
+        "evaluated": dict(result.progress.evaluated),
         "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
         "summary": {**summary(result.outcomes), "report": dict(server.report)},
     }

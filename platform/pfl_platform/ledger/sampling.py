@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 FROZEN = "frozen"
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One kind of forward pass: of which backbone, which slots are in it and train, which are in it and do not, and
+    whether a way back follows."""
+
+    backbone: str
+    trained: tuple[str, ...]
+    idle: tuple[str, ...]
+    gradient: bool
+
+
 class FlopMeter:
     """Counts a kind of work once and books it by tokens.
 
@@ -35,7 +47,7 @@ class FlopMeter:
     120.0
 
     total: what the profiler counted, scaled by tokens. formula: `pass_flops` of every pass of the watched backbones.
-    passes: how many of those there were, by backbone. Dry rows are in neither.
+    passes: how many of those there were, by backbone. tokens: by kind of pass. Dry rows are in none.
     """
 
     def __init__(self) -> None:
@@ -44,6 +56,7 @@ class FlopMeter:
         self.total = 0.0
         self.formula = 0
         self.passes: dict[str, int] = {}
+        self.tokens: dict[Pass, int] = {}
 
     def known(self, kind: tuple[str, ...]) -> bool:
         return kind in self._per_token
@@ -70,15 +83,23 @@ class FlopMeter:
             if self._dry:
                 return
             trained = idle = 0
-            for slot in _in_use(host.control.mix, slots):
+            training: list[str] = []
+            resting: list[str] = []
+            for slot in sorted(_in_use(host.control.mix, slots)):
                 for tensor, size in sizes.get(slot, ()):
                     if tensor.requires_grad:
                         trained += size
                     else:
                         idle += size
+                if slot in slots:
+                    open_ = any(tensor.requires_grad for tensor, _ in sizes.get(slot, ()))
+                    (training if open_ else resting).append(slot)
             masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
             tokens = sum(int(mask.sum()) for mask in masks)
             self.formula += pass_flops(host.linear_values, trained, idle, tokens, gradient=torch.is_grad_enabled())
+            gradient = torch.is_grad_enabled() and trained > 0
+            kind = Pass(host.backbone.name, tuple(training), tuple(resting), gradient)
+            self.tokens[kind] = self.tokens.get(kind, 0) + tokens
             self.passes[host.backbone.name] = self.passes.get(host.backbone.name, 0) + 1
 
         hook = host.backbone.model.register_forward_hook(called, with_kwargs=True)

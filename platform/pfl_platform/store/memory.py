@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.errors import UserError
-from pfl_platform.federation.tasks import Address, Outcome
+from pfl_platform.federation.tasks import Address, Outcome, Store
 from pfl_platform.store.layout import content_address, raw
 
 Spec: TypeAlias = tuple[tuple[str, torch.dtype, torch.Size], ...]
@@ -109,6 +109,10 @@ class MemoryStore:
         """Bytes of values that are held, texts not counted."""
         return sum(len(piece.values) for piece in self._pieces.values())
 
+    def has(self, address: Address) -> bool:
+        """Whether this memory holds tensors at an address."""
+        return address in self._sets
+
     def _piece(self, tensors: Tensors) -> str:
         name = content_address(tensors)
         if name not in self._pieces:
@@ -116,3 +120,21 @@ class MemoryStore:
             spec = self._specs.setdefault(spec, spec)
             self._pieces[name] = _Piece(spec, b"".join(raw(tensor) for tensor in tensors.values()))
         return name
+
+
+class Overlay(MemoryStore):
+    """Reads what lies in another store, such as a finished run's, and keeps what is added in memory.
+
+    >>> below = MemoryStore()
+    >>> address = below.put({"a": torch.ones(1)})
+    >>> above = Overlay(below)
+    >>> above.get(address), below.has(above.put({"a": torch.zeros(1)}))
+    ({'a': tensor([1.])}, False)
+    """
+
+    def __init__(self, below: Store) -> None:
+        super().__init__()
+        self._below = below
+
+    def get(self, address: Address, keys: Keys | None = None) -> dict[str, Tensor]:
+        return super().get(address, keys) if self.has(address) else self._below.get(address, keys)

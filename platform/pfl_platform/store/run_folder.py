@@ -167,6 +167,10 @@ class RunFolder:
     def write_results(self, results: Mapping[str, Any]) -> None:
         self._write_json(self.path / "results.json", results)
 
+    def write_extra(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replaces a JSON file that a later command leaves beside the results."""
+        self._write_json(self.path / name, content)
+
     def read_results(self) -> dict[str, Any] | None:
         """None while the run has not ended."""
         file = self.path / "results.json"
@@ -199,19 +203,23 @@ class RunFolder:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
 
-    def collect_garbage(self, keep: Literal["all", "last"] = "last", also: Iterable[str] = ()) -> garbage.Swept:
+    def collect_garbage(
+        self, keep: Literal["all", "last"] = "last", also: Iterable[str] = (), rounds: Iterable[int] = ()
+    ) -> garbage.Swept:
         """Deletes tensors that no finished round, no cached outcome and no other file of the run refers to.
 
         keep: `all` keeps the tensors of every round, `last` those of the last one (texts of all rounds stay anyway).
-        also: addresses that only the caller's memory holds. Call it between rounds, with the lock held.
+        also: addresses that only the caller's memory holds. rounds: indices of further rounds whose tensors are kept.
+        Call it between rounds, with the lock held.
         """
-        rounds = [self._round_file(index) for index in self._indices()]
+        chosen = [self._round_file(index) for index in rounds if self._round_file(index).exists()]
+        files = [self._round_file(index) for index in self._indices()]
         common = [self.path / name for name in ("prepare.json", "results.json", "run.json")]
         common += (self.path / "outcomes").glob("*.json")
         held = garbage.references(common) | set(also)
-        tensors = held | garbage.references(rounds if keep == "all" else rounds[-1:])
+        tensors = held | garbage.references(files if keep == "all" else [*chosen, *files[-1:]])
         swept = garbage.sweep(self.path / "tensors", tensors)
-        texts = garbage.sweep(self.path / "texts", held | garbage.references(rounds))
+        texts = garbage.sweep(self.path / "texts", held | garbage.references(files))
         garbage.clear_temporary(self.path)
         return garbage.Swept(swept.files + texts.files, swept.bytes + texts.bytes)
 

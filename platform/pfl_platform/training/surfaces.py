@@ -160,7 +160,9 @@ class Phase:
 @dataclass(frozen=True)
 class Want:
     """A gradient that a statistic asks for: of `loss` on one sample at a time, with respect to some keys. The mean over
-    samples of a function of gradients (of their squares, say) is not that function of the batch's gradient."""
+    samples of a function of gradients (of their squares, say) is not that function of the batch's gradient.
+
+    Keys `base/site/W` are the dense weights of the adapted maps; asking for them takes a float32 copy of each."""
 
     name: str
     keys: Keys
@@ -181,6 +183,11 @@ class Statistic(ABC):
     data: Source | None = None
     amount: int = 0
     wants: tuple[Want, ...] = ()
+
+    def sends(self, load: Callable[[str | None], Backbone]) -> Mapping[str, tuple[int, ...]]:
+        """Key -> shape of what `finish` sends, float32, where backbones are as `load` gives them (by name; None is the
+        client's own). It is asked of backbones that have shapes and no values, so that costs can be planned."""
+        return {}
 
     @abstractmethod
     def add(self, acc: Any, view: View) -> Any:

@@ -29,6 +29,13 @@ class Rela(Aggregator):
             consumes=("local", "rela") if self.config.weights == "relevance" else ("local",), replies=("global",)
         )
 
+    def work(self, clients: int, sent: Mapping[str, int]) -> float:
+        """All cosines, and a weighted sum of all adapters for each client."""
+        sketch = sum(size for key, size in sent.items() if key in (SKETCH, OWN_SKETCH))
+        adapter = sum(size for key, size in sent.items() if key not in (SKETCH, OWN_SKETCH))
+        similarities = sketch if self.config.weights == "relevance" else 0
+        return 2.0 * clients * clients * (similarities + adapter)
+
     def check(self, fed: Federation) -> None:
         """Cosines per column need a sketch that is a matrix."""
         rows = fed.config.objective.options.get("subsample") == "official_rows"

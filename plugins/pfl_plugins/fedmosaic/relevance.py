@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfl_platform.adapters.surfaces import SlotLayer, Tensors
+from pfl_platform.backbones import Backbone
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.surfaces import Statistic, View
 from pfl_plugins.fedmosaic.config import Config
@@ -38,6 +39,17 @@ class ClientGradient(Statistic):
         self._model = model
         self._mix = mix
         self._seed = seed
+
+    def sends(self, load: Callable[[str | None], Backbone]) -> Mapping[str, tuple[int, ...]]:
+        backbone = load(self._model)
+        rows, columns = _shape(backbone.module(backbone.last_linear))
+        config = self.config
+        if self._model is None and config.projection:
+            return {SKETCH: (config.projection,)}
+        key = OWN_SKETCH if self._model is None else SKETCH
+        if config.subsample == "official_rows":
+            return {key: (kept_rows(rows, config.keep), columns)}
+        return {key: (kept_rows(rows * columns, config.keep),)}
 
     def add(self, acc: tuple[Tensor, int] | None, view: View) -> tuple[Tensor, int]:
         gradient = self._gradient(view)

@@ -1,0 +1,100 @@
+"""What a forward pass costs at a real backbone's shapes: counted on the meta device, where tensors have no values.
+
+Nothing is read but the backbone's shapes, so a laptop prices a model of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import AdapterType, Keys, Slot
+from pfl_platform.backbones import Backbone
+from pfl_platform.errors import UserError
+from pfl_platform.ledger.flops import count_flops
+from pfl_platform.ledger.sampling import Pass
+
+_FORM = "form"  # slots have the same shapes, so only their number counts
+
+
+@dataclass
+class Prices:
+    """Prices of one adapter type. load: a fresh backbone on the meta device, by name. tokens: length of the one row
+    that is counted, so the share of attention scores is that of rows of this length.
+
+    Slots of a learned mix are priced at a constant mix; what the gate or router itself computes is left out.
+    """
+
+    load: Callable[[str], Backbone]
+    adapter: AdapterType
+    tokens: int
+    most: int = 3
+    _hosts: dict[str, Host] = field(default_factory=dict)
+    _known: dict[tuple[str, int, int, bool], float] = field(default_factory=dict)
+
+    def host(self, name: str) -> Host:
+        if name not in self._hosts:
+            backbone = self.load(name)
+            if backbone.device.type != "meta":
+                raise UserError(f"The backbone '{name}' cannot be loaded without weights; plan with another one.")
+            slots = [Slot(f"{_FORM}{index}") for index in range(self.most)]
+            with torch.device("meta"):  # adapters of a real size are not made on the CPU first
+                self._hosts[name] = Host(backbone, self.adapter, slots)
+        return self._hosts[name]
+
+    def values(self, name: str) -> dict[str, int]:
+        """`site/part` -> how many values, of one slot's params that train."""
+        trained = self.adapter.trainable(f"{_FORM}0")
+        return {
+            key.partition("/")[2]: tensor.numel() for key, tensor in self.host(name).params.items() if key in trained
+        }
+
+    def per_token(self, name: str, kind: Pass) -> float:
+        """FLOPs per token of a pass like this one, the way back included where there is one."""
+        trained, idle = len(kind.trained), len(kind.idle)
+        if trained + idle > self.most:
+            raise UserError(f"A pass mixes {trained + idle} adapters; plans are made for at most {self.most}.")
+        form = (name, trained, idle, kind.gradient)
+        if form not in self._known:
+            self._known[form] = self._count(*form) / self.tokens
+        return self._known[form]
+
+    def _count(self, name: str, trained: int, idle: int, gradient: bool) -> int:
+        host = self.host(name)
+        slots = [f"{_FORM}{index}" for index in range(trained + idle)]
+        patterns = [pattern for slot in slots[:trained] for pattern in self.adapter.trainable(slot).patterns]
+        chosen = list(host.select(Keys(*patterns)).values())
+        ids = torch.zeros(1, self.tokens, dtype=torch.int64, device="meta")
+        # Of four dimensions, so that nobody looks into it for values. Every position meets every other, as in a count
+        # of the kernels that GPUs use.
+        mask = torch.zeros(1, 1, self.tokens, self.tokens, dtype=torch.bfloat16, device="meta")
+
+        def run() -> None:
+            with host.mixing(dict.fromkeys(slots, 1.0)), torch.set_grad_enabled(gradient):
+                logits = host.backbone.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                if gradient:
+                    torch.autograd.grad(logits.sum(), chosen)
+
+        return count_flops(run)[1]
+
+
+def weight_bytes(params: int, bits: int = 16) -> float:
+    """Bytes of a frozen model.
+
+    >>> weight_bytes(1_000, 4)
+    500.0
+    """
+    return params * bits / 8
+
+
+def memory(params: int, adapter: int, slots: int) -> float:
+    """Bytes of a backbone with so many adapters, all at 16 bits: weights only, as papers count them."""
+    return weight_bytes(params) + slots * weight_bytes(adapter)
+
+
+def shares_of(values: Mapping[str, int], keys: Keys, slot: str) -> dict[str, int]:
+    """The part of a slot's values that a set of keys covers, by `site/part`."""
+    return {place: size for place, size in values.items() if f"{slot}/{place}" in keys}

@@ -1,0 +1,107 @@
+"""What a method runs, found by running it: two rounds of the contract kit's small federation, every pass recorded.
+
+So there is no table of costs per method: phases, steps, statistics, extra forwards and server tasks are those that
+training itself carries out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pfl_platform.engines.worker import Worker
+from pfl_platform.federation.rounds import context, drive, one_round, prepare
+from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.tasks import Outcome, Task
+from pfl_platform.ledger.sampling import FlopMeter, Pass
+from pfl_platform.store.memory import MemoryStore
+from pfl_platform.testing.bench import Bench
+
+
+@dataclass
+class Turn:
+    """What one actor did in one round. tokens: by kind of pass. updates: slot -> optimiser steps that it took part in.
+    task: the last of its tasks that trained, or sent something."""
+
+    tokens: dict[Pass, int] = field(default_factory=dict)
+    passes: int = 0
+    updates: dict[str, int] = field(default_factory=dict)
+    task: Task | None = None
+
+    def add(self, task: Task, meter: FlopMeter, keys: Sequence[str]) -> None:
+        for kind, tokens in meter.tokens.items():
+            self.tokens[kind] = self.tokens.get(kind, 0) + tokens
+        self.passes += sum(meter.passes.values())
+        for phase in task.phases:
+            for step in phase.steps:
+                for slot in {key.partition("/")[0] for key in keys if key in step.train}:
+                    self.updates[slot] = self.updates.get(slot, 0) + phase.amount
+        if task.phases or self.task is None:
+            self.task = task
+
+    @property
+    def whole_steps(self) -> int:
+        """How often every slot that trains here was updated."""
+        return min(self.updates.values(), default=0)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One method's second round (the first has no reply yet). clients: by client id. server: all other actors."""
+
+    setup: Setup
+    clients: Mapping[str, Turn]
+    server: Turn
+    sending: int  # in how many rounds a client sends, of `rounds`
+    rounds: int
+
+
+def always(meter: FlopMeter) -> Callable[[], FlopMeter]:
+    return lambda: meter
+
+
+@dataclass
+class _Recorder:
+    """Implements `Engine`; keeps what every task ran."""
+
+    worker: Worker
+    done: list[tuple[Task, FlopMeter]] = field(default_factory=list)
+
+    def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
+        outcomes = {}
+        for task in tasks:
+            meter = FlopMeter()
+            self.worker.place.meter = always(meter)
+            outcomes[task.actor] = self.worker.execute(task)
+            self.done.append((task, meter))
+        return outcomes
+
+
+def trace(
+    method: str, backbones: tuple[str, str], folder: Path, *, steps: int, rounds: int, settings: Sequence[str] = ()
+) -> Trace:
+    """Runs two rounds of a method on three clients and two small backbones, and records the second.
+
+    steps: local steps of each; what a method does once per round (a pass over public data, say) is spread over as many.
+    rounds: of the run that is planned; in how many of them clients send is asked of the objective.
+    """
+    small = ["backbone_options.init=0", "training.batch_size=1", "evaluation.baseline=false", "evaluation.every=1000"]
+    bench = Bench(method, folder, backbones, [*small, f"local_steps={steps}", *settings], rounds=max(rounds, 3))
+    setup = build(bench.config(), bench.manager, bench.benchmark())
+    store = MemoryStore()
+    fed, worker = setup.federation(store), setup.worker(store)
+    recorder = _Recorder(worker)
+    progress = drive(prepare(fed, setup.parts), recorder)
+    for index in range(2):
+        recorder.done.clear()
+        progress = drive(one_round(fed, setup.parts, progress, index), recorder).progress
+    ids = [client.client_id for client in fed.clients]
+    turns = {name: Turn() for name in ids}
+    server = Turn()
+    for task, meter in recorder.done:
+        turn = turns.get(task.actor, server)
+        turn.add(task, meter, list(worker.host(task.backbone).params))
+    objective, first = setup.parts.objective, fed.clients[0]
+    sending = sum(objective.uploads(context(fed, first, index)) for index in range(rounds)) if setup.parts.up else 0
+    return Trace(setup, turns, server, sending, rounds)

@@ -1,0 +1,87 @@
+"""Pictures of what the tables say, as PNG files. matplotlib is imported when a picture is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MANY = 24
+"""Above so many rows the cells of a heat map hold no numbers."""
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure that belongs to no window; sizes in inches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def heat_maps(
+    matrices: Mapping[str, Sequence[Sequence[float | None]]], rows: Sequence[str], columns: Sequence[str], file: Path
+) -> None:
+    """Matrices beside each other, by title, all in one colour scale; None is left blank."""
+    side = 2.0 + 0.5 * max(len(rows), 2)
+    picture = figure(side * len(matrices) + 1.0, side)
+    values = [value for matrix in matrices.values() for row in matrix for value in row if value is not None]
+    axes = picture.subplots(1, len(matrices), squeeze=False)[0]
+    image = None
+    for place, (title, matrix) in zip(axes, matrices.items(), strict=True):
+        filled = [[float("nan") if value is None else value for value in row] for row in matrix]
+        image = place.imshow(filled, vmin=min(values, default=0.0), vmax=max(values, default=1.0), cmap="viridis")
+        turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+        place.set_xticks(range(len(columns)), labels=columns, fontsize=8, **turned)
+        place.set_yticks(range(len(rows)), labels=rows, fontsize=8)
+        place.set_title(title, fontsize=9)
+        if len(rows) <= _MANY:
+            middle = (min(values, default=0.0) + max(values, default=1.0)) / 2
+            for i, row in enumerate(matrix):
+                for j, value in enumerate(row):
+                    if value is not None:
+                        colour = "w" if value < middle else "k"
+                        place.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    if image is not None:
+        picture.colorbar(image, ax=list(axes), shrink=0.8)
+    picture.savefig(file)
+
+
+def lines(found: Mapping[str, Any], file: Path) -> None:
+    """Loss and score along the weight, a curve per client, its own weight marked. `found`: what `line.walk` returns."""
+    picture = figure(10.0, 4.2)
+    left, right = picture.subplots(1, 2)
+    for number, (name, entry) in enumerate(found["clients"].items()):
+        weights = [point[0] for point in entry["line"]]
+        for axes, index in ((left, 1), (right, 2)):
+            values = [point[index] for point in entry["line"]]
+            if None in values:
+                continue
+            (curve,) = axes.plot(weights, values, color=f"C{number % 10}", label=name, linewidth=1.2)
+            axes.axvline(entry["weight"], color=curve.get_color(), linestyle=":", linewidth=1.0)
+    for axes, title in ((left, f"loss on {found['split']}"), (right, f"score on {found['split']}")):
+        axes.set_xlabel(f"weight: 0 {found['ends'][0]}, 1 {found['ends'][1]}; dotted: the client's own")
+        axes.set_title(title, fontsize=10)
+    left.legend(fontsize=7)
+    picture.savefig(file)
+
+
+def scatter(points: Mapping[str, Sequence[tuple[float, float]]], horizontal: str, vertical: str, file: Path) -> None:
+    """Named points, one mark and label per name; on a logarithmic scale when they span more than a factor of ten."""
+    picture = figure(6.4, 4.6)
+    axes = picture.add_subplot()
+    for name, pairs in points.items():
+        xs, ys = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        axes.plot(xs, ys, marker="o", markersize=5, linewidth=1.0, label=name)
+    spread = [x for pairs in points.values() for x, _ in pairs if x > 0]
+    if spread and max(spread) > 10 * min(spread):
+        axes.set_xscale("symlog", linthresh=min(spread))
+    axes.set_xlabel(horizontal)
+    axes.set_ylabel(vertical)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    picture.savefig(file)

@@ -1,0 +1,1 @@
+"""Nash bargaining among clients (after Nash-MTL, 2202.01017)."""

@@ -1,0 +1,80 @@
+"""Costs at real shapes: parts by hand, and the command on methods whose figures are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pfl_platform.adapters.surfaces import Keys
+from pfl_platform.cli.costs import chosen, counted
+from pfl_platform.errors import UserError
+from pfl_platform.ledger.plan import Row, scaling, variants
+from pfl_platform.ledger.prices import memory, shares_of
+from pfl_platform.ledger.sampling import Pass
+from pfl_platform.ledger.tracing import Turn
+
+
+def row(name: str, flops: float, sent: dict[str, int], work: Callable[[int], float] = lambda clients: 0.0) -> Row:
+    return Row(name, "x", flops, 0.0, 1.0, 100, (), sent, (), 3, 0, work)
+
+
+def test_values_by_who_combines_them() -> None:
+    sent = {"local/block0.q/P": 4, "local/layer1.q/A": 50, "local/layer1.q/B": 30, "sketch/gradient": 7}
+    found = row("m", 1.0, sent)
+    assert (found.shared, found.grouped, found.measured) == (4, 80, 7)
+    assert (found.part("A"), found.part("B"), found.part("P")) == (50, 30, 4)
+
+
+def test_a_whole_step_updates_every_adapter_once() -> None:
+    turn = Turn(updates={"local": 5, "global": 10})
+    assert turn.whole_steps == 5
+    assert Turn().whole_steps == 0
+
+
+def test_the_server_is_shared_among_clients() -> None:
+    base = row("sft", 10.0, {})
+    points = scaling(
+        row("m", 11.0, {"a/layer0/A": 2}, lambda clients: 2.0 * clients**2 * 400), base, [1, 10], steps=100
+    )
+    # 2 * n * 400 / (4 rows * 100 steps * 10)
+    assert [point["flops"] for point in points] == pytest.approx([1.1 + 0.2, 1.1 + 2.0])
+    assert [point["bytes"] for point in points] == [8.0, 8.0]
+
+
+def test_memory_and_keys() -> None:
+    assert memory(1000, 50, 2) / memory(1000, 50, 1) == pytest.approx(1100 / 1050)
+    assert shares_of({"layer0.q/A": 3, "layer0.q/B": 5}, Keys("local/*/A"), "local") == {"layer0.q/A": 3}
+    assert Pass("x", ("a",), (), True) == Pass("x", ("a",), (), True)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(UserError, match="no list such as"):
+        counted("many")
+    with pytest.raises(UserError, match="No method is called"):
+        chosen("ftd")
+    with pytest.raises(UserError, match="on no card"):
+        variants(["nothing"])
+
+
+def test_the_papers_figures(pfl: Callable[..., Any]) -> None:
+    """FLOPs relative to a client alone, bytes against a plain adapter of the 3B client at rank 128."""
+    said = pfl("costs", "--methods", "sft,fedit,fedmosaic", "--local-steps", "10", "--clients", "1,1000", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["reference"] == "sft"
+    rows = {(item["method"], item["backbone"]): item for item in found["rows"]}
+    small, large = dict.fromkeys(item["backbone"] for item in found["rows"])
+    for backbone in (small, large):
+        assert rows["fedit", backbone]["flops"] == pytest.approx(1.0, abs=0.02)
+        assert rows["fedmosaic", backbone]["flops"] == pytest.approx(1.098, rel=0.10)
+    assert rows["fedit", large]["up"]["values"] == 194_510_848
+    mine = rows["fedmosaic", large]["up"]
+    assert mine["shared"] == pytest.approx(462_336 / 194_510_848)
+    assert 1 - mine["grouped"] == pytest.approx(0.1429, abs=5e-5)
+    assert 1 - mine["grouped"] - mine["shared"] == pytest.approx(0.1405, abs=5e-5)
+    assert mine["measured"] == pytest.approx(0.0345, abs=5e-5)
+    assert mine["relative"] - 1 == pytest.approx(-0.1060, abs=1e-4)
+    assert rows["fedmosaic", small]["others"] == [small]
