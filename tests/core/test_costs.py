@@ -12,9 +12,10 @@ from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.cli.costs import chosen, counted
 from pfl_platform.errors import UserError
 from pfl_platform.ledger.plan import Row, scaling, variants
-from pfl_platform.ledger.prices import memory, shares_of
+from pfl_platform.ledger.prices import Prices, memory, shares_of
 from pfl_platform.ledger.sampling import Pass
 from pfl_platform.ledger.tracing import Turn
+from pfl_platform.plugins import PluginManager
 
 
 def row(name: str, flops: float, sent: dict[str, int], work: Callable[[int], float] = lambda clients: 0.0) -> Row:
@@ -61,7 +62,7 @@ def test_bad_input() -> None:
 
 def test_the_papers_figures(pfl: Callable[..., Any]) -> None:
     """FLOPs relative to a client alone, bytes against a plain adapter of the 3B client at rank 128."""
-    said = pfl("costs", "--methods", "sft,fedit,fedmosaic", "--local-steps", "10", "--clients", "1,1000", "--json")
+    said = pfl("costs", "--methods", "sft,fedit,ditto,fedmosaic", "--local-steps", "10", "--clients", "1,1000", "--json")
     assert said.code == 0, said.err
     found = json.loads(said.out)
     assert found["reference"] == "sft"
@@ -69,6 +70,7 @@ def test_the_papers_figures(pfl: Callable[..., Any]) -> None:
     small, large = dict.fromkeys(item["backbone"] for item in found["rows"])
     for backbone in (small, large):
         assert rows["fedit", backbone]["flops"] == pytest.approx(1.0, abs=0.02)
+        assert rows["ditto", backbone]["flops"] == pytest.approx(2.0, abs=0.02)
         assert rows["fedmosaic", backbone]["flops"] == pytest.approx(1.098, rel=0.10)
     assert rows["fedit", large]["up"]["values"] == 194_510_848
     mine = rows["fedmosaic", large]["up"]
@@ -78,3 +80,18 @@ def test_the_papers_figures(pfl: Callable[..., Any]) -> None:
     assert mine["measured"] == pytest.approx(0.0345, abs=5e-5)
     assert mine["relative"] - 1 == pytest.approx(-0.1060, abs=1e-4)
     assert rows["fedmosaic", small]["others"] == [small]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "rank", "targets", "a", "b"),
+    [
+        ("llama-3.2-3b", 8, ("q_proj", "k_proj", "v_proj"), 2_064_384, 1_146_880),
+        ("llama-3.2-1b", 16, (), 5_242_880, 6_029_312),  # 11,272,192 together
+    ],
+)
+def test_values_of_an_adapter(backbone: str, rank: int, targets: tuple[str, ...], a: int, b: int) -> None:
+    manager = PluginManager()
+    lora = manager.make("adapter", "lora", {"r": rank, "targets": targets})
+    found = Prices(lambda name: manager.make("backbone", name, {"device": "meta"}), lora, 8).values(backbone)
+    assert sum(size for key, size in found.items() if key.endswith("/A")) == a
+    assert sum(size for key, size in found.items() if key.endswith("/B")) == b

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,11 @@ def against(planner: Planner, rows: Sequence[Row], name: str | None) -> dict[str
     if name is None:
         name = next((row.method for row in rows if not row.sent and not row.received), None)
         name = name or next(iter(_silent()), rows[0].method)
-    found = [row for row in rows if row.method == name] or planner.rows(name)
+    found = [row for row in rows if row.method == name]
+    if not found:  # what the user set of a component was meant for the methods that were asked for
+        meant = ("objective", "aggregator", "personalizer", "postprocessors")
+        common = tuple(text for text in planner.options.settings if re.split(r"[.=]", text)[0] not in meant)
+        found = replace(planner, options=replace(planner.options, settings=common)).rows(name)
     return {row.backbone: row for row in found}
 
 
