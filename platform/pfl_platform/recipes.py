@@ -212,6 +212,8 @@ class Resolver:
             if isinstance(written.get("benchmark"), str):
                 written["benchmark"] = benchmark_setting(written["benchmark"], file.parent)
             owner = written.get("method")
+            if not isinstance(owner, str | None):
+                raise UserError(f"The recipe {file} names the method {owner!r}, which is no name.")
             method = request.method or owner
             if (owner is None and follows) or (owner is not None and method != owner):
                 written = _without_components(written)
@@ -256,8 +258,11 @@ def _with_preset(settings: Mapping[str, Any], method: str | None) -> tuple[Setti
     presets = settings.get("methods") or {}
     if not isinstance(presets, Mapping):
         raise UserError("The setting 'methods' must hold settings by method.")
+    preset = presets.get(method) or {}
+    if not isinstance(preset, Mapping):
+        raise UserError(f"The setting 'methods.{method}' must hold settings, not {preset!r}.")
     rest = {key: value for key, value in settings.items() if key != "methods"}
-    return long_form(rest), long_form(presets.get(method) or {})
+    return long_form(rest), long_form(preset)
 
 
 def _typed(request: Request) -> list[tuple[str, Any, str]]:

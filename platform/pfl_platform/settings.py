@@ -111,6 +111,8 @@ def choice(value: Any, what: str) -> Settings:
         raise UserError(f"The setting '{what}.options' must hold options by name, not {options!r}.")
     if twice := sorted(beside.keys() & options.keys()):
         raise UserError(f"The option '{twice[0]}' of '{what}' is given twice, beside 'options' and in it.")
+    if not isinstance(value.get("name", ""), str):
+        raise UserError(f"The setting '{what}.name' must be a name, not {value['name']!r}.")
     long: Settings = {"name": value["name"]} if "name" in value else {}
     return {**long, "options": {**options, **beside}} if beside or options else long
 

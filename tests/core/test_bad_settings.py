@@ -85,6 +85,24 @@ BAD: dict[str, tuple[list[str], str]] = {  # the parts around the dots stand in 
         ["--out=federation"],
         "The folder federation is not empty; go on with the run in it by `pfl-platform resume federation`, or name",
     ),
+    "seeds and a seed": (
+        ["--seeds=0,1", "--set=seed=7"],
+        "Both --seeds and one seed are given; leave one of them out.",
+    ),
+    "seeds and another": (["--seeds=0,1", "--seed=7"], "Both --seeds and one seed are given; leave one of them out."),
+    "no seeds": (["--seeds=,"], "The value ',' of --seeds is not a list of whole numbers such as 0,1,2."),
+    "compared with nothing": (["--compare="], "--compare names no method; name some, separated by commas."),
+    "preset that is a number": (["--recipe=preset.yaml"], "The setting 'methods.sft' must hold settings, not 3."),
+    "method that is a list": (
+        ["--recipe=owner.yaml"],
+        "The recipe owner.yaml names the method ['sft'], which is no name.",
+    ),
+    "name that is a list": (["--set=adapter.name=[lora]"], "The setting 'adapter.name'"),
+    "shapes instead of numbers": (["--set=engine.device=meta"], "The device 'meta' holds shapes only"),
+    "sketches of an encoder-decoder": (
+        ["--plugin=fedmosaic", "--set=objective.small_model=tiny-t5"],
+        "runs the backbone 'tiny-t5' beside the clients' own, but that one chooses its answers or writes them apart",
+    ),
     "misfit of the second run": (
         ["--compare=fedit", "--set=clients.a.adapter.r=2"],
         "The aggregator 'fedavg' combines adapters, which must be of one shape, but that of client 'a' has r=2",
@@ -102,6 +120,8 @@ def test_bad_settings(case: str, federation: Any, pfl: Any, tmp_path: Path, monk
     Path("circle.yaml").write_text("training: &here {more: *here}\n", encoding="utf-8")
     Path("open.yaml").write_text("rounds: [\n", encoding="utf-8")
     Path("client.yaml").write_text("clients: {a: {adaptr: {r: 3}}}\n", encoding="utf-8")
+    Path("preset.yaml").write_text("methods: {sft: 3}\n", encoding="utf-8")
+    Path("owner.yaml").write_text("method: [sft]\n", encoding="utf-8")
     before = sorted(os.listdir())
     words, expected = BAD[case]
     said = pfl("run", "--plugin=sft", "--benchmark", where, "--out=out", *words)

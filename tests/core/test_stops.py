@@ -135,6 +135,7 @@ class TestEditedFiles:
             ("prepare.json", "frozen"),
             ("prepare.json", "server.tensors"),
             ("rounds/0000.json", "states"),
+            ("rounds/0000.json", "states.a"),
             ("rounds/0000.json", "server.meta"),
         ],
     )
@@ -157,6 +158,25 @@ class TestEditedFiles:
         assert "Traceback" not in said.err
         path.write_text(whole)
         assert pfl("resume", "run", "--quiet").code == 0
+
+
+class TestComparedFolders:
+    def test_what_is_not_finished_is_not_left_out(self, federation: Any, pfl: Any, here: Path) -> None:
+        words = ("--plugin=sft", "--benchmark", federation(a=SMALL), "--rounds=1", "--seeds=0,1", "--out=runs")
+        assert pfl("run", *words).code == 0
+        file = Path("runs/seed1/results.json")
+        whole = file.read_text()
+        file.unlink()
+        said = pfl("compare", "runs")
+        assert (said.code, said.out) == (2, "")
+        assert said.err == "error: The run in runs/seed1 is not finished; go on with: pfl-platform resume runs\n"
+        for change in ({"clients": {"a": None}}, {"summary": {"self": None}}):
+            file.write_text(json.dumps({**json.loads(whole), **change}))
+            said = pfl("compare", "runs")
+            assert said.code == 2
+            assert said.err.startswith(f"error: The file {file} was changed, or another program wrote it")
+        Path("runs/plan.yaml").write_text("{}\n")
+        assert pfl("resume", "runs").err == "error: The file runs/plan.yaml was changed: it names no run.\n"
 
 
 def interrupted(*_: Any) -> Any:

@@ -28,7 +28,7 @@ def static_weights(layer: SlotLayer, mix: Mix) -> Mapping[str, float] | None:
 
 
 def merged(layer: SlotLayer, weights: Mapping[str, float]) -> Factors:
-    """One factor pair for a weighted sum of slots. Slots that share V (the same tensor) are added, not stacked."""
+    """One factor pair for a weighted sum of slots. Slots that share U (the same tensor) are added, not stacked."""
     parts = [(weight, layer.factors(slot)) for slot, weight in weights.items()]
     u = torch.cat([weight * part.u for weight, part in parts], dim=1)
     v = torch.cat([part.v for _, part in parts], dim=0)

@@ -101,7 +101,7 @@ def run(
         options={key: value for key, value in given.items() if value is not None},
         sets=settings or (),
     )
-    plan = running.plan(request, compare=running.names(compare), seeds=running.numbers(seeds, "--seeds"))
+    plan = running.plan(request, compare=running.others(compare), seeds=running.numbers(seeds, "--seeds"))
     if print_config:
         running.print_plan(plan)
         return

@@ -21,7 +21,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
-from pfl_platform.settings import read
+from pfl_platform.settings import assignment, read
 from pfl_platform.store.atomic import write_atomic
 from pfl_platform.validation import explain
 
@@ -49,10 +49,20 @@ def names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
+def others(text: str | None) -> list[str]:
+    """The methods that a run is compared with; none when nothing was given."""
+    if text is not None and not names(text):
+        raise UserError("--compare names no method; name some, separated by commas.")
+    return names(text)
+
+
 def numbers(text: str | None, option: str) -> list[int]:
-    """The numbers in `0,1,2`, each once."""
+    """The numbers in `0,1,2`, each once; none when nothing was given."""
     try:
-        return list(dict.fromkeys(int(part) for part in names(text)))
+        found = list(dict.fromkeys(int(part) for part in names(text)))
+        if text is not None and not found:
+            raise ValueError
+        return found
     except ValueError:
         raise UserError(f"The value '{text}' of {option} is not a list of whole numbers such as 0,1,2.") from None
 
@@ -70,6 +80,8 @@ def plan(request: Request, *, compare: Sequence[str] = (), seeds: Sequence[int] 
     result: Plan = {}
     requests: list[tuple[int | None, Request]] = [(None, request)]
     if seeds:
+        if request.options.get("seed") is not None or any(assignment(text)[0] == "seed" for text in request.sets):
+            raise UserError("Both --seeds and one seed are given; leave one of them out.")
         requests = [(seed, replace(request, options={**request.options, "seed": seed})) for seed in seeds]
     for seed, asked in requests:
         first = resolver.resolve(asked)
@@ -145,6 +157,8 @@ def resume(folder: Path, quiet: bool) -> None:
         runs = {name: RunConfig.model_validate(value) for name, value in read(folder / PLAN_FILE).items()}
     except ValidationError as error:
         raise UserError(f"The file {folder / PLAN_FILE} was changed: {explain(error, RunConfig)}") from None
+    if not runs:
+        raise UserError(f"The file {folder / PLAN_FILE} was changed: it names no run.")
     _carry_out(runs, folder, quiet)
 
 
@@ -293,10 +307,16 @@ def _finished(folder: Path) -> list[Path]:
         return [folder]
     if _is_run(folder):
         raise UserError(f"The run in {folder} is not finished; go on with: pfl-platform resume {folder}")
-    below = sorted(file.parent for file in (*folder.glob("*/results.json"), *folder.glob("*/*/results.json")))
-    if not below:
+    begun = {file.parent for pattern in ("*/run.json", "*/*/run.json") for file in folder.glob(pattern)}
+    if (folder / PLAN_FILE).is_file():
+        begun |= {folder / name for name in read(folder / PLAN_FILE)}
+    if not begun:
         raise UserError(f"The folder {folder} holds no finished run.")
-    return below
+    for run in sorted(begun):
+        if not (run / "results.json").is_file():
+            again = folder if (folder / PLAN_FILE).is_file() else run
+            raise UserError(f"The run in {run} is not finished; go on with: pfl-platform resume {again}")
+    return sorted(begun)
 
 
 def _is_run(folder: Path) -> bool:
@@ -312,13 +332,27 @@ def _results(run: Path) -> dict[str, Any]:
         raise UserError(f"The results {file} cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise UserError(f"The results {file} are not those of a run.")
+    _check_results(file, value)
     return value
+
+
+def _check_results(file: Path, value: Mapping[str, Any]) -> None:
+    """Whether tables can be made of the results."""
+    from pfl_platform.report.tables import compare_table, results_table
+
+    for part in ("config", "clients", "summary"):
+        if not isinstance(value.get(part), Mapping):
+            raise UserError(f"The file {file} has no '{part}': it was changed, or another program wrote it.")
+    try:
+        results_table(value)
+        compare_table([value, value])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"The file {file} was changed, or another program wrote it ({type(error).__name__}: {error})."
+        ) from None
 
 
 def _print_results(results: Sequence[Mapping[str, Any]]) -> None:
     from pfl_platform.report.tables import compare_table, results_table
 
-    for part in ("config", "clients", "summary"):
-        if any(not isinstance(item.get(part), Mapping) for item in results):
-            raise UserError(f"The results.json of a run has no '{part}': it was changed, or another program wrote it.")
     console().print(results_table(results[0]) if len(results) == 1 else compare_table(results))

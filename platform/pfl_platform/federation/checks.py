@@ -116,6 +116,18 @@ def check_modality(
         raise UserError(f"The backbone '{headless[0]}' reads text only, but unseen tasks have pictures.")
 
 
+def check_others(fed: Federation, parts: Parts) -> None:
+    """Backbones that an objective runs beside the clients' own can read what clients have, as it needs them to."""
+    objective = parts.objective
+    for name in objective.others(fed):
+        other, what = fed.load(name), f"{type(objective).__name__} runs the backbone '{name}' beside the clients' own"
+        if objective.needs.continues and (other.task_head or other.answer_side):
+            raise UserError(f"{what}, but that one chooses its answers or writes them apart; choose a decoder.")
+        for client in fed.clients:
+            if other.card.modality == "text" and any(_has_pictures(task) for task in client.tasks):
+                raise UserError(f"{what}, but that one reads text only and client '{client.client_id}' has pictures.")
+
+
 def _has_pictures(task: TaskData) -> bool:
     return any(sample.pictures for part in (task.train, task.validation, task.test) for sample in part)
 

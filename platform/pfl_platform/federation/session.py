@@ -248,7 +248,7 @@ class _Books(Observer):
 
 _SERVER: Mapping[str, Any] = {"tensors": dict, "meta": dict}
 PREPARED: Mapping[str, Any] = {"frozen": dict, "states": dict, "server": _SERVER}
-RECORD: Mapping[str, Any] = {"states": dict, "server": _SERVER, "clients": dict}
+RECORD: Mapping[str, Any] = {"server": _SERVER, "clients": dict}
 """What going on reads from `prepare.json` and from the files of rounds."""
 
 
@@ -269,7 +269,8 @@ class _Run:
         engine = InProcessEngine(worker, (*self.observers, self.books))
         records = folder.rounds()
         for index, record in enumerate(records):
-            require(folder.path / "rounds" / f"{index:04d}.json", record, RECORD)
+            file = folder.path / "rounds" / f"{index:04d}.json"
+            require(file, record, {**RECORD, "states": {client.client_id: str for client in fed.clients}})
         done = len(records)
         info = RunInfo(
             folder.path,

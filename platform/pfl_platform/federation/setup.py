@@ -27,6 +27,7 @@ from pfl_platform.federation.checks import (
     check_components,
     check_equal_adapters,
     check_modality,
+    check_others,
     check_rates,
 )
 from pfl_platform.federation.components import Federation
@@ -157,6 +158,7 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     for name in parts.objective.others(fed):
         adapter.check(load(name))
     check_equal_adapters(fed, parts)
+    check_others(fed, parts)
     for component in parts.components:
         component.check(fed)
     check_rates(fed, parts)
@@ -214,6 +216,8 @@ def backbone_options(config: RunConfig) -> dict[str, object]:
     device = config.engine.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "meta":
+        raise UserError("The device 'meta' holds shapes only, so nothing can be trained there; it is for planning.")
     return {"dtype": config.engine.dtype, "device": device, **config.backbone_options}
 
 

@@ -101,11 +101,14 @@ class RunFolder:
         from pydantic import ValidationError
 
         from pfl_platform.config import RunConfig
+        from pfl_platform.validation import explain
 
         file = self.path / "config.yaml"
         try:
             return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, yaml.YAMLError, ValidationError) as error:
+        except ValidationError as error:
+            raise UserError(f"The file {file} was changed: {explain(error, RunConfig)}") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"The file {file} cannot be read: {' '.join(str(error).split())}") from error
 
     @property

@@ -231,7 +231,10 @@ def _cache_file(fed: Federation, options: Alignment, pivot: str, target: str, sa
         "options of backbones": fed.config.backbone_options,
     }
     name = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-    root = os.environ.get("PFL_CACHE") or Path.home() / ".cache" / "pfl-platform"
+    try:
+        root = os.environ.get("PFL_CACHE") or Path.home() / ".cache" / "pfl-platform"
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
     return Path(root) / "alignment" / f"{name}.safetensors"
 
 
@@ -242,12 +245,10 @@ def _read(
     from safetensors.torch import load_file
 
     file = _cache_file(fed, options, pivot, target, samples)
-    if file is None or not file.is_file():
-        return None
     try:
-        return load_file(str(file))
-    except SafetensorError:
-        return None  # a damaged cache entry is made anew
+        return load_file(str(file)) if file is not None and file.is_file() else None
+    except (SafetensorError, OSError):
+        return None  # a cache entry that is damaged or cannot be read is made anew
 
 
 def _write(

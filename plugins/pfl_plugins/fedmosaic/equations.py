@@ -99,7 +99,12 @@ def sanitise(gradient: Tensor, indices: Tensor, mu: float, rng: torch.Generator)
     return kept + mu * noise.to(kept.device)
 
 
-def cosine_matrix(vectors: Sequence[Tensor], similarity: Similarity = "flat", rows: int | None = None) -> Tensor:
+def cosine_matrix(
+    vectors: Sequence[Tensor],
+    similarity: Similarity = "flat",
+    rows: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Tensor:
     """S of Eq. 4: cosine of each pair of clients' vectors, (N, N), float64, symmetric.
 
     vectors: N tensors of equal length d, floating. Computed in float64, a chunk of coordinates at a time.
@@ -107,7 +112,7 @@ def cosine_matrix(vectors: Sequence[Tensor], similarity: Similarity = "flat", ro
         others. "official_columns" reads each vector as a (rows, d / rows) matrix, takes the cosine of each column with
         the same column of the other client, and averages over columns (a zero column counts as 0).
 
-    Raises `UserError` when lengths differ or a vector is not finite.
+    Raises `UserError` when lengths differ or a vector is not finite; `names` says whose it is.
 
     >>> cosine_matrix([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 4.0])])
     tensor([[1.0000, 0.6000],
@@ -119,7 +124,8 @@ def cosine_matrix(vectors: Sequence[Tensor], similarity: Similarity = "flat", ro
         if vector.numel() != size:
             raise UserError(f"Gradient {i} has {vector.numel()} values and gradient 0 has {size}: all must be equal.")
         if not vector.isfinite().all():
-            raise UserError(f"Gradient {i} is not finite, so no relevance can be computed from it.")
+            whose = f"Gradient {i}" if names is None else f"The gradient of client '{names[i]}'"
+            raise UserError(f"{whose} is not finite, so no relevance can be computed from it.")
     if similarity == "official_columns":
         return _column_cosines([vector.reshape(_rows(rows, size), -1) for vector in vectors])
     flat = [vector.flatten() for vector in vectors]

@@ -38,11 +38,12 @@ class Rela(Aggregator):
 
     def check(self, fed: Federation) -> None:
         """Cosines per column need a sketch that is a matrix."""
-        rows = fed.config.objective.options.get("subsample") == "official_rows"
+        options = fed.config.objective.options
+        rows = options.get("subsample") == "official_rows" and not options.get("projection")
         if self.config.similarity == "official_columns" and not rows:
             raise UserError(
                 "aggregator.similarity 'official_columns' reads sketches as matrices; "
-                "set objective.subsample=official_rows with it."
+                "set objective.subsample=official_rows with it, and no objective.projection."
             )
 
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
@@ -65,23 +66,23 @@ class Rela(Aggregator):
         sketches = [fed.store.get(latest[client], Keys(SKETCH, OWN_SKETCH)) for client in order]
         if all(SKETCH in item for item in sketches):
             return relevance_weights(
-                self._cosines([item[SKETCH] for item in sketches]), config.tau, config.include_self
+                self._cosines([item[SKETCH] for item in sketches], order), config.tau, config.include_self
             )
         # Gradients of the training models can be compared only within a backbone: nobody else has weight.
         weights = torch.zeros(count, count, dtype=torch.float64)
         for backbone in set(fed.backbone_of.values()):
             group = [i for i, client in enumerate(order) if fed.backbone_of[client] == backbone]
             if group:
-                cosines = self._cosines([sketches[i][OWN_SKETCH] for i in group])
+                cosines = self._cosines([sketches[i][OWN_SKETCH] for i in group], [order[i] for i in group])
                 weights[torch.tensor(group)[:, None], torch.tensor(group)] = relevance_weights(
                     cosines, config.tau, config.include_self
                 )
         return weights
 
-    def _cosines(self, vectors: Sequence[Tensor]) -> Tensor:
+    def _cosines(self, vectors: Sequence[Tensor], names: Sequence[str]) -> Tensor:
         if self.config.similarity == "flat":
-            return cosine_matrix(vectors)
-        return cosine_matrix(vectors, "official_columns", len(vectors[0]))
+            return cosine_matrix(vectors, names=names)
+        return cosine_matrix(vectors, "official_columns", len(vectors[0]), names)
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
         """G_i: PQ layers over all clients, conventional layers over those with the same backbone, renormalised."""
