@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pfl_platform.federation.components import ClientContext, Objective
+from pfl_platform.federation.setup import build
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing import Bench
+from pfl_platform.testing.checks import phases_add_up_to_the_budget
 from pfl_platform.testing.kills import Moment, cache_of_its_own, die_at, spread, watching
+from pfl_platform.training.surfaces import Phase
 
 
 @pytest.fixture
@@ -60,3 +65,22 @@ def test_a_cache_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with cache_of_its_own(tmp_path):
             assert os.environ["PFL_CACHE"] == str(tmp_path)
         assert os.environ.get("PFL_CACHE") == before
+
+
+@pytest.mark.parametrize(("first", "amount"), [(2, 2), (1, 3), (2, 4)])
+def test_phases_that_miss_the_budget_are_found(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, first: int, amount: int
+) -> None:
+    """Of five steps the first phase takes two; the second one must take the three that follow."""
+    setup = build(bench.config(), bench.manager, bench.benchmark())
+    whole = type(setup.parts.objective).phases
+
+    def parted(self: Objective, ctx: ClientContext) -> tuple[Phase, ...]:
+        (phase,) = whole(self, ctx)
+        if ctx.local_steps < 5:
+            return (phase,)
+        return (replace(phase, amount=2), replace(phase, name="second", first=first, amount=amount))
+
+    monkeypatch.setattr(type(setup.parts.objective), "phases", parted)
+    with pytest.raises(AssertionError, match="round 0"):
+        phases_add_up_to_the_budget(bench)

@@ -96,11 +96,11 @@ def test_the_frozen_copy_is_the_download_and_only_the_shared_adapter_travels(fed
     received, state = rounds.received("a"), rounds.state("a")
     assert {key.split("/")[0] for key in rounds.sent("a")} == {key.split("/")[0] for key in received} == {"global"}
     for key, value in received.items():
-        assert torch.equal(state[key.replace("global/", "copy/")], value)
+        assert torch.equal(state[key.replace("global/", "anchor/")], value)
         assert not key.endswith("B") or not torch.equal(state[key], value)  # a_1 has been trained since
     own = [rounds.state(client, "local/*") for client in "ab"]
     assert any(not torch.equal(own[0][key], own[1][key]) for key in own[0])
-    assert rounds.parts.recipe().passes == ({"local": 0.5, "copy": 0.5},)
+    assert rounds.parts.recipe().passes == ({"local": 0.5, "anchor": 0.5},)
 
 
 def test_the_mean_is_uniform(federate: Federate) -> None:

@@ -191,11 +191,6 @@ class Objective(Component):
         objective that keeps its own params in `receive` it must hold the reply's instead."""
         return self.receive(state, reply)
 
-    def send(self, tensors: Tensors) -> Mapping[str, Tensor]:
-        """What leaves the client of the declared keys, in the form in which it travels. Runs on the worker, after
-        training and before postprocessors; it may shorten tensors or leave some out, and adds no key."""
-        return tensors
-
     def uploads(self, ctx: ClientContext) -> bool:
         """Whether what `up` declares leaves the client in this round. Of an exchange that has ended nothing does."""
         return True
@@ -203,6 +198,11 @@ class Objective(Component):
     def downloads(self, ctx: ClientContext) -> bool:
         """Whether the client takes in the server's reply in this round."""
         return True
+
+    def send(self, tensors: Tensors) -> Mapping[str, Tensor]:
+        """What leaves the client of the declared keys, in the form in which it travels. Runs on the worker, after
+        training and before postprocessors; it may shorten tensors or leave some out, and adds no key."""
+        return tensors
 
     @property
     @abstractmethod
@@ -303,7 +303,7 @@ class Personalizer(Component):
 
     def statistics(self, ctx: ClientContext, objective: Objective) -> tuple[Statistic, ...]:
         """What is measured at a client before each of its evaluations, on the state that is evaluated: after training,
-        or with the reply taken in (see `InferenceRecipe.when`). What they keep is in the state that a blend sees."""
+        or with the reply taken in (see `InferenceRecipe.when`). What they keep is in the state that a recipe sees."""
         return ()
 
     @abstractmethod

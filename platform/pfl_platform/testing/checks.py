@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
+from pfl_platform.federation.rounds import context
 from pfl_platform.federation.setup import backbone_options, build
 from pfl_platform.federation.tasks import Outcome, Task
+from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing.bench import Bench
 from pfl_platform.testing.kills import Moment, cache_of_its_own, die_at, spread, watching
@@ -125,6 +128,24 @@ def shared_params_mean_the_same(bench: Bench) -> None:
             assert not value.is_floating_point() or value.dtype == torch.float32, f"'{key}' came down as {value.dtype}"
 
 
+def phases_add_up_to_the_budget(bench: Bench) -> None:
+    """Phases on a client's own data take each batch of a round's local steps, all of them equally often: once, or once
+    for each model that a client trains apart."""
+    for steps in (2, 5):
+        setup = build(bench.config(local_steps=steps), bench.manager, bench.benchmark())
+        fed = setup.federation(MemoryStore())
+        for client in fed.clients:
+            for round_index in range(fed.config.rounds):
+                ctx = context(fed, client, round_index)
+                own = [phase for phase in setup.parts.objective.phases(ctx) if phase.data is ctx.source]
+                taken = Counter(phase.first + index for phase in own for index in range(phase.amount))
+                where = f"{client.client_id}, round {round_index}, {steps} steps: {dict(taken)}"
+                assert not own or set(taken) == set(range(steps)), (
+                    f"batches are left out, or too many taken, at {where}"
+                )
+                assert len(set(taken.values())) <= 1, f"some batches are taken more often than others at {where}"
+
+
 def killed_runs_go_on(bench: Bench) -> None:
     """A run that dies in preparation, training, evaluation or between them ends, resumed, like one that did not."""
     moments: list[Moment] = []
@@ -206,6 +227,7 @@ CHECKS: Sequence[Callable[[Bench], None]] = (
     training_learns,
     only_declared_keys_leave,
     shared_params_mean_the_same,
+    phases_add_up_to_the_budget,
     killed_runs_go_on,
     plain_peft_loads_the_personal_adapter,
 )

@@ -14,21 +14,21 @@ from pfl_platform.training.surfaces import Phase, Step, View
 from pfl_plugins.feddat.config import Config
 from pfl_plugins.feddat.equations import mutual
 
-GLOBAL, LOCAL, COPY = "global", "local", "copy"
+GLOBAL, LOCAL, ANCHOR = "global", "local", "anchor"
 NOTE = "feddat/shared"
 """Where the first step of a batch leaves the logits of the shared adapter for the second one."""
 
 
 class FedDAT(Objective):
-    """Slots `global` (a_1: downloaded, trained, sent), `local` (a_0: trained, kept) and `copy` (a_2: a_1 as it was
-    downloaded, frozen). The teacher is the mix of `local` and `copy`."""
+    """Slots `global` (a_1: downloaded, trained, sent), `local` (a_0: trained, kept) and `anchor` (a_2: a_1 as it was
+    downloaded, frozen). The teacher is the mix of `local` and `anchor`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot(GLOBAL), Slot(LOCAL), Slot(COPY))
+        return (Slot(GLOBAL), Slot(LOCAL), Slot(ANCHOR))
 
     @property
     def up(self) -> tuple[Share, ...]:
@@ -41,17 +41,17 @@ class FedDAT(Objective):
     @property
     def mix(self) -> Mix:
         """The teacher, which is the personal model."""
-        return {LOCAL: self.config.local_share, COPY: 1.0 - self.config.local_share}
+        return {LOCAL: self.config.local_share, ANCHOR: 1.0 - self.config.local_share}
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
         adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
-        first = [adapter.initial(backbone, slot, ctx.fed.seed) for slot in (GLOBAL, LOCAL, COPY)]
+        first = [adapter.initial(backbone, slot, ctx.fed.seed) for slot in (GLOBAL, LOCAL, ANCHOR)]
         return {**first[0], **first[1], **first[2]}
 
     def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
         """a_2 is a copy of what came down, whether it was sent or only the others' part of it was."""
         received = {**state, **reply}
-        return {**received, **renamed(received, GLOBAL, COPY)}
+        return {**received, **renamed(received, GLOBAL, ANCHOR)}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         adapter = ctx.fed.adapter_of(ctx.client.client_id)

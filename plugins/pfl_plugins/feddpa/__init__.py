@@ -1,0 +1,1 @@
+"""FedDPA: a global and a local adapter, weighed for each question (Yang et al., 2403.19211)."""
