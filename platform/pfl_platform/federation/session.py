@@ -22,12 +22,13 @@ from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.matrix import results as make_results
 from pfl_platform.federation import tuning
-from pfl_platform.federation.components import Federation, ServerState
+from pfl_platform.federation.components import Base, Federation, ServerState
 from pfl_platform.federation.observers import Observer, RunInfo
 from pfl_platform.federation.rounds import (
     Parts,
     Progress,
     RoundResult,
+    base_of,
     baseline,
     client_task,
     drive,
@@ -45,7 +46,7 @@ from pfl_platform.settings import COMPONENTS
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.pins import pins_of
 from pfl_platform.store.run_folder import RunFolder, require
-from pfl_platform.tuning import with_values
+from pfl_platform.tuning import candidates, with_values
 
 WATCHERS = ("progress", "tensorboard", "events")
 """Observers of every run; a run's configuration may name more."""
@@ -66,7 +67,7 @@ def run(
     manager = plugins or PluginManager()
     config = pinned(config)
     setup = build(config, manager, benchmark)
-    tuning.check(setup, manager, tuning.tried(config))
+    tuning.check(setup, manager, candidates(config))
     folder = RunFolder.create(out, config, pins(setup))
     return _continue(Call(manager, benchmark, quiet, out), setup, folder)
 
@@ -156,7 +157,7 @@ def _continue(call: Call, setup: Setup, folder: RunFolder) -> dict[str, Any]:
 def _settled(call: Call, setup: Setup, folder: RunFolder) -> Setup:
     """The run with what whole runs of its candidates have chosen; the run itself where nothing is tuned, or where the
     last replies will tell (see `_Run`)."""
-    config, tried = setup.config, tuning.tried(setup.config)
+    config, tried = setup.config, candidates(setup.config)
     if not tried or tuning.on_replies(setup, call.manager, tried) is not None:
         return setup
     found = folder.read_tuning()
@@ -301,7 +302,7 @@ class _Run:
         """The run's components; where replies are tuned, those whose replies to this round's updates score best. The
         clients' turns are cached, so that the round itself does not train again."""
         setup, folder = self.setup, self.folder
-        tried = tuning.tried(setup.config)
+        tried = candidates(setup.config)
         choices = tuning.on_replies(setup, self.call.manager, tried) if tried else None
         if choices is None:
             return setup.parts
@@ -358,6 +359,7 @@ class _Run:
         name = fed.host_of(client_id)
         host = worker.host(name)
         host.load_frozen(fed.frozen.get(name), fed.store.get)
+        host.load_base(base_of(fed, parts, progress, client_id), fed.store.get)
         host.load(personal(fed, parts, progress, client_id))
         with self.folder.exporting(client_id) as target:
             if recipe.rows is not None or not save_personal(host, recipe.passes[0], target):
@@ -370,7 +372,7 @@ class _Run:
 def progress_of(record: Mapping[str, Any]) -> Progress:
     """Where a federation stood after the round of a record."""
     server = ServerState(record["server"]["tensors"], record["server"]["meta"])
-    return Progress(record["states"], server, record.get("heads", {}), record.get("evaluated", {}))
+    return Progress(record["states"], server, record.get("heads", {}), record.get("evaluated", {}), _bases(record.get("bases", {})))
 
 
 def round_record(result: RoundResult) -> dict[str, Any]:
@@ -381,9 +383,14 @@ def round_record(result: RoundResult) -> dict[str, Any]:
         "server": {"tensors": dict(server.tensors), "meta": dict(server.meta)},
         "heads": dict(result.progress.heads),
         "evaluated": dict(result.progress.evaluated),
+        "bases": {name: asdict(base) for name, base in result.progress.bases.items()},
         "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
         "summary": {**summary(result.outcomes), "report": dict(server.report)},
     }
+
+
+def _bases(record: Mapping[str, Any]) -> dict[str, Base]:
+    return {name: Base(**base) for name, base in record.items()}
 
 
 def _client_record(outcome: Outcome) -> dict[str, Any]:
