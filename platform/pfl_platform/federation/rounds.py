@@ -178,7 +178,7 @@ def absorbed(
     server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
     trained = {name: outcome.state for name, outcome in outcomes.items() if outcome.state is not None}
     bases = {name: base for name in outcomes if (base := dispatched_base(fed, parts, progress, name)) is not None}
-    return Progress({**progress.states, **trained}, server, shared, {**progress.bases, **bases})
+    return Progress({**progress.states, **trained}, server, shared, bases={**progress.bases, **bases})
 
 
 def select(fed: Federation, round_index: int) -> list[ClientData]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.matrix import results as make_results
 from pfl_platform.federation import tuning
-from pfl_platform.federation.components import Base, Federation, ServerState
+from pfl_platform.federation.components import Federation, ServerState
 from pfl_platform.federation.observers import Observer, RunInfo
+from pfl_platform.federation.records import predictions, progress_of, round_record
 from pfl_platform.federation.rounds import (
     Parts,
     Progress,
-    RoundResult,
     base_of,
     baseline,
     client_task,
@@ -36,7 +36,6 @@ from pfl_platform.federation.rounds import (
     personal,
     prepare,
     select,
-    summary,
 )
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Cost, Outcome, Task
@@ -360,55 +359,12 @@ class _Run:
         host = worker.host(name)
         host.load_frozen(fed.frozen.get(name), fed.store.get)
         host.load_base(base_of(fed, parts, progress, client_id), fed.store.get)
-        host.load(personal(fed, parts, progress, client_id))
+        model = personal(fed, parts, progress, client_id)
+        host.load(model)
+        host.lay_base(model)
         with self.folder.exporting(client_id) as target:
             if recipe.rows is not None or not save_personal(host, recipe.passes[0], target):
                 (target / "README.md").write_text(
                     "No single adapter: the mix depends on the input, or it is the bare backbone.\n",
                     encoding="utf-8",
                 )
-
-
-def progress_of(record: Mapping[str, Any]) -> Progress:
-    """Where a federation stood after the round of a record."""
-    server = ServerState(record["server"]["tensors"], record["server"]["meta"])
-    return Progress(record["states"], server, record.get("heads", {}), record.get("evaluated", {}), _bases(record.get("bases", {})))
-
-
-def round_record(result: RoundResult) -> dict[str, Any]:
-    """What `rounds/NNNN.json` holds: all that the next round, the results and a reader need."""
-    server = result.progress.server
-    return {
-        "states": dict(result.progress.states),
-        "server": {"tensors": dict(server.tensors), "meta": dict(server.meta)},
-        "heads": dict(result.progress.heads),
-        "evaluated": dict(result.progress.evaluated),
-        "bases": {name: asdict(base) for name, base in result.progress.bases.items()},
-        "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
-        "summary": {**summary(result.outcomes), "report": dict(server.report)},
-    }
-
-
-def _bases(record: Mapping[str, Any]) -> dict[str, Base]:
-    return {name: Base(**base) for name, base in record.items()}
-
-
-def _client_record(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "metrics": dict(outcome.metrics),
-        "scores": dict(outcome.scores),
-        "predictions": outcome.predictions,
-        "cost": asdict(outcome.cost),
-        "num_examples": outcome.num_examples,
-    }
-
-
-def predictions(fed: Federation, record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The rows of `predictions.jsonl`: client, cell, sample, text, score of the last round."""
-    import json
-
-    for client in fed.clients:
-        address = record["clients"].get(client.client_id, {}).get("predictions")
-        if address:
-            for line in fed.store.get_text(address).splitlines():
-                yield {"client": client.client_id, **json.loads(line)}
