@@ -117,8 +117,13 @@ class RunConfig(Section):
         "the `stream`; 0: local_steps",
     )
     cohort: int = Field(0, ge=0, description="clients per round; 0: all")
-    tune: dict[str, tuple[Any, ...]] = Field(
+    label: str = Field("", description="what tables call the run; a row of a recipe that is a table")
+    published: dict[str, float] = Field(
         default_factory=dict,
+        description="what a paper reports, to be shown beside: `mean`, and scores by client or task; decides nothing",
+    )
+    tune: dict[str, tuple[Any, ...]] | None = Field(
+        None,
         description="dotted setting -> values that are tried, in all combinations, and scored on validation samples; "
         "the best are taken for the run",
     )

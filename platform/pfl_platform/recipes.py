@@ -10,6 +10,10 @@ path, or by its name when it lies in the folder `recipes/` of an installed metho
 (adapter, objective, aggregator, ...) belong to the method that it names; under another method only its other
 settings hold.
 
+A recipe may be a table: `rows: {label: settings}`, each laid over what the recipe says for all rows, and `grid: {key:
+values}`, by which every row is multiplied. `like: NAME` starts from another recipe's settings and rows. `published`
+holds what a paper reports; it is shown beside what was measured.
+
 When several methods are compared, the first is resolved as above. The others run under its budget (`BUDGET`), with
 their own components.
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +34,10 @@ from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.plugins import Plugin, PluginManager, available, default, find
 from pfl_platform.settings import COMPONENTS, LISTS, Settings, assignment, lay_over, leaves, long_form, nested, read
-from pfl_platform.tuning import candidates
+from pfl_platform.tuning import candidates, label
 from pfl_platform.validation import explain
 
-ABOUT = ("summary", "citation")
+ABOUT = ("summary", "citation", "note")
 """Keys of a `default.yaml` or a recipe that describe and do not configure."""
 
 BUDGET = (
@@ -52,6 +57,7 @@ class Request:
     recipe: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()
+    row: str | None = None  # of a recipe that is a table
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,8 @@ class Resolver:
         ]
         layers.append(Layer(f"the defaults of {name}", self._for_any_name(proposed, _merged(layers))))
         config = _validated(layers)
-        candidates(config)
+        if len(tried := candidates(config)) == 1:  # nothing to choose from
+            config = tried[0].config
         _check_names(config, benchmark)
         return config
 
@@ -208,9 +215,7 @@ class Resolver:
         layers: list[Layer] = []
         if request.recipe is not None:
             file = self._recipe(request)
-            written = _configuring(read(file))
-            if isinstance(written.get("benchmark"), str):
-                written["benchmark"] = benchmark_setting(written["benchmark"], file.parent)
+            written = in_row(file, request.row)
             owner = written.get("method")
             if not isinstance(owner, str | None):
                 raise UserError(f"The recipe {file} names the method {owner!r}, which is no name.")
@@ -224,6 +229,10 @@ class Resolver:
         if request.benchmark is not None:
             layers.append(Layer("--benchmark", {"benchmark": benchmark_setting(request.benchmark, Path())}))
         return layers + [Layer(source, nested(key, value)) for key, value, source in _typed(request)]
+
+    def rows(self, request: Request) -> list[str]:
+        """The labels of a recipe's rows; [] where the recipe is no table."""
+        return list(rows_of(written_in(self._recipe(request)))) if request.recipe is not None else []
 
     def _recipe(self, request: Request) -> Path:
         near: list[Plugin] = []
@@ -247,6 +256,52 @@ class Resolver:
                 choice["name"] = default("benchmark").name
             self._made[key] = self._plugins.make("benchmark", choice["name"], choice.get("options", {}))
         return self._made[key]
+
+
+def written_in(file: Path, reading: tuple[Path, ...] = ()) -> Settings:
+    """The settings of a recipe's file, laid over those of the recipe that it is `like`, with `rows` and `grid`."""
+    if file in reading:
+        raise UserError(f"The recipe {file} is like itself, by way of {', '.join(path.name for path in reading)}.")
+    own = _configuring(read(file))
+    if isinstance(own.get("benchmark"), str):
+        own["benchmark"] = benchmark_setting(own["benchmark"], file.parent)
+    for table in ("rows", "grid"):
+        if not isinstance(own.get(table, {}), Mapping):
+            raise UserError(f"The recipe {file} must hold {table} by name.")
+    if (like := own.pop("like", None)) is None:
+        return own
+    near = file.parent / f"{like}.yaml"
+    first = written_in(near if near.is_file() else find_recipe(str(like)), (*reading, file))
+    return lay_over(long_form(first), long_form(own))
+
+
+def rows_of(written: Mapping[str, Any]) -> dict[str, Settings]:
+    """Label -> settings of every row, multiplied by the grid."""
+    found: dict[str, Settings] = {}
+    grid = {key: list(values) for key, values in (written.get("grid") or {}).items()}
+    for name, settings in (written.get("rows") or {}).items():
+        for values in product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            title = ", ".join([str(name), *([label(chosen)] if chosen else [])])
+            row = long_form(_configuring(settings or {}))
+            for key, value in chosen.items():
+                row = lay_over(row, nested(key, value))
+            found[title] = {"label": title, **row}
+    return found
+
+
+def in_row(file: Path, row: str | None) -> Settings:
+    """What a recipe says of one row; of all, where it is no table."""
+    written = written_in(file)
+    rows = rows_of(written)
+    common = {key: value for key, value in written.items() if key not in ("rows", "grid")}
+    if row is None and rows:
+        raise UserError(f"The recipe {file.stem} is a table of {len(rows)} rows; name one with --row.")
+    if row is None:
+        return common
+    if row not in rows:
+        raise UserError(f"The recipe {file.stem} has no row '{row}'." + nearest(row, rows))
+    return lay_over(long_form(common), rows[row])
 
 
 def _configuring(settings: Settings) -> Settings:

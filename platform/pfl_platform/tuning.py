@@ -60,15 +60,16 @@ def grid(text: str) -> tuple[str, list[Any]]:
 def candidates(config: RunConfig) -> list[Candidate]:
     """All combinations of the values of `tune`, the last setting changing fastest. Raises `UserError` for a setting
     that cannot be tuned, has no values, or gets one that it cannot have."""
-    for key, values in config.tune.items():
+    grids = config.tune or {}
+    for key, values in grids.items():
         if key.partition(".")[0] not in TUNABLE:
             raise UserError(
                 f"The setting '{key}' cannot be tuned; these can, and what is in them: {', '.join(TUNABLE)}."
             )
         if not values:
             raise UserError(f"The setting 'tune.{key}' has no values to try.")
-    chosen = [dict(zip(config.tune, values, strict=True)) for values in product(*config.tune.values())]
-    return [Candidate(values, with_values(config, values, tune={})) for values in chosen if values]
+    chosen = [dict(zip(grids, values, strict=True)) for values in product(*grids.values())]
+    return [Candidate(values, with_values(config, values, tune=None)) for values in chosen if values]
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any], **more: Any) -> RunConfig:

@@ -62,7 +62,9 @@ def test_bad_input() -> None:
 
 def test_the_papers_figures(pfl: Callable[..., Any]) -> None:
     """FLOPs relative to a client alone, bytes against a plain adapter of the 3B client at rank 128."""
-    said = pfl("costs", "--methods", "sft,fedit,ditto,fedmosaic", "--local-steps", "10", "--clients", "1,1000", "--json")
+    said = pfl(
+        "costs", "--methods", "sft,fedit,ditto,fedmosaic", "--local-steps", "10", "--clients", "1,1000", "--json"
+    )
     assert said.code == 0, said.err
     found = json.loads(said.out)
     assert found["reference"] == "sft"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.host import Host, factored
 from pfl_platform.adapters.surfaces import Keys, Slot, Tensors
 from pfl_platform.data import Sample, Turn
 from pfl_platform.plugins import PluginManager
@@ -122,3 +122,45 @@ def test_the_base_is_on_in_every_pass_until_it_is_taken_off(host: Host) -> None:
         host.load_base("here", lambda _: pytest.fail("the same base was read twice"))
         host.load_base(None, lambda _: {})
         assert torch.equal(layer(x), bare)
+
+
+def test_the_gradient_of_a_whole_map_is_that_of_its_weight(host: Host) -> None:
+    """With a base and without; one sample at a time, with the adapters on."""
+    first, second, *_ = host.layers
+    shift = torch.randn(host.layers[first].weight.shape, generator=torch.Generator().manual_seed(1)) / 50
+    host.load_base("here", lambda _: {f"base/{first}/W": shift})
+    found: dict[str, Tensors] = {}
+
+    class Dense(Statistic):
+        name, every, data, amount = "dense", None, Epochs(SAMPLES, 4, 0, "pass"), 1
+        wants = (Want("loss", Keys(f"base/{first}/W", f"base/{second}/W"), answers_under({"local": 1.0})),)
+
+        def add(self, acc: Any, view: View) -> Any:
+            found[view.samples[0].id] = dict(view.gradients["loss"])
+
+        def finish(self, acc: Any, private: Tensors, rng: Any) -> tuple[Tensors, Tensors]:
+            return {}, {}
+
+    with host.dense():
+        train(actor(host), (), (Dense(),))
+    assert torch.equal(host.layers[first].shift, shift)  # type: ignore[arg-type]
+    assert host.layers[second].shift is None
+    weights = {name: host.layers[name].weight.requires_grad_(True) for name in (first, second)}
+    assert len(found) == len(SAMPLES)
+    for sample in SAMPLES:
+        view = BatchView(lambda _: host, "tiny", [sample], step=0, rng=lambda *_: torch.Generator())
+        loss = answers_under({"local": 1.0})(view).sum()
+        for name, expected in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            assert expected.any()
+            own = found[sample.id][f"base/{name}/W"]
+            assert torch.allclose(own, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_dense_delta_as_factors() -> None:
+    assert factored(None) is None
+    assert factored(torch.zeros(3, 2)) is None
+    dense = torch.randn(7, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 2, 0, 1], [0, 1, 3, 0]])
+    found = factored(dense)
+    assert found is not None
+    assert found.u.shape == (7, 2)  # no more than its rank
+    assert torch.allclose(found.dense(), dense, atol=1e-5)

@@ -142,6 +142,16 @@ def broken(folder: Path, how: str) -> None:
     tensors = load_file(str(weights))
     if how == "nan":
         next(iter(tensors.values()))[0, 0] = float("nan")
+    elif how == "infinity":
+        next(iter(tensors.values()))[0, 0] = float("-inf")
+    elif how == "integers":
+        tensors = {key: value.to(torch.int8) for key, value in tensors.items()}
+    elif how == "half":
+        tensors.pop(next(key for key in tensors if "lora_B" in key))
+    elif how == "zero":
+        tensors = {key: torch.zeros_like(value) for key, value in tensors.items()}
+    elif how == "groups":
+        fields["use_qalora"] = True
     elif how == "module":
         tensors = {key: value for key, value in tensors.items() if "second" not in key}
     elif how == "shape":
@@ -168,6 +178,10 @@ def broken(folder: Path, how: str) -> None:
     ("how", "words"),
     [
         ("nan", ["b", "NaN"]),
+        ("infinity", ["b", "infinity"]),
+        ("integers", ["I8", "floating-point"]),
+        ("half", ["without", "incomplete"]),
+        ("groups", ["use_qalora", "quantised"]),
         ("module", ["'second'", "does not"]),
         ("shape", ["'second'", "8 x 6", "8 x 4"]),
         ("dora", ["use_dora", "DoRA"]),
@@ -195,6 +209,22 @@ def test_bad_adapters_are_refused_in_one_sentence(
     assert not list(tmp_path.glob(".*part"))
 
 
+@pytest.mark.parametrize("method", ["flexlora", "ties", "iso-c", "knots-ties", "dare", "emr"])
+def test_adapters_of_zeros_are_merged_like_others(method: str, tmp_path: Path) -> None:
+    first = saved(tmp_path / "a", 0)
+    for name in ("b", "c"):
+        saved(tmp_path / name, 1)
+        broken(tmp_path / name, "zero")
+    one, none = tmp_path / "one", tmp_path / "none"
+    assert call(tmp_path / "a", tmp_path / "b", "-m", method, "-o", one, "-q") == 0
+    assert call(tmp_path / "b", tmp_path / "c", "-m", method, "-o", none, "-q") == 0
+    for name in SHAPES:
+        found = loaded(one / "a" if method == "emr" else one)[name]
+        assert bool(found.isfinite().all())
+        assert float((found * first[name]).sum()) > 0
+        assert not loaded(none / "b" if method == "emr" else none)[name].any()
+
+
 def test_a_bad_adapter_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = saved(tmp_path / "a", 0)
     saved(tmp_path / "b", 1)
@@ -212,6 +242,7 @@ def test_a_bad_adapter_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFix
         (["-m", "rela"], "needs a federation"),
         (["-m", "tise"], "Did you mean 'ties'?"),
         (["-m", "ties", "--density", "1.5"], "density"),
+        (["-m", "ties", "--density", "0"], "density"),
         (["-m", "flexlora", "--weights", "1"], "1 numbers for 2 adapters"),
         (["-m", "flexlora", "--weights", "1,x"], "is not a list of numbers"),
         (["-m", "flexlora", "--weights", "0,0"], "add up to 0"),

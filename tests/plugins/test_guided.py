@@ -86,6 +86,24 @@ def test_guidance_is_the_mean_over_answer_positions_then_rows() -> None:
     assert found.tolist() == pytest.approx([one / 2, one], rel=1e-6)
 
 
+def test_numbers_are_drawn_to_the_teachers_numbers() -> None:
+    """Row 0 has a class and row 1 a number. The gradient of the squared difference is twice the difference."""
+    labels = torch.tensor([[IGNORE, 1], [IGNORE, IGNORE]])
+    encoded = Encoded({"attention_mask": torch.ones(2, 3)}, labels, [], [], torch.tensor([math.nan, 3.5]))
+    own, teacher = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)
+    own[0, 0] = torch.tensor([math.log(2.0), 0.0, 0.0])  # 1/2, 1/4, 1/4
+    own[1, 0, 0], teacher[1, 0, 0] = 2.0, 3.0
+    own.requires_grad_(True)
+    kl = 0.5 * math.log(1.5) + 0.5 * math.log(0.75)
+    for config in (Config(guide="kd", kd_vocab_mean=False), Config(guide="kd", temperature=1.0)):
+        found = guidance(Output(own, encoded), Output(teacher, encoded), config)
+        assert found.tolist() == pytest.approx([kl / (3 if config.kd_vocab_mean else 1), 1.0], rel=1e-6)
+    (gradient,) = torch.autograd.grad(found[1], own)
+    assert gradient[1, 0].tolist() == [-2.0, 0.0, 0.0]
+    warm = guidance(Output(own, encoded), Output(teacher, encoded), Config(guide="kd", temperature=2.0))
+    assert float(warm[1].detach()) == 1.0  # a number has no temperature
+
+
 @pytest.mark.parametrize(("alike", "expected"), [(0.8, 0.4), (-0.5, 0.0), (3.0, 1.0)])
 def test_the_strength_is_clipped(alike: float, expected: float) -> None:
     assert adjusted(0.5, alike) == pytest.approx(expected)

@@ -106,8 +106,7 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> bool:
     [
         ("emr", "knots", "masks belong to the entries"),
         ("regmean", "knots", "basis of the outputs leaves alone"),
-        ("fisher", "delta", "not on a delta or its coordinates"),
-        ("fisher", "knots", "choose `ab` or `weight`"),
+        ("fisher", "knots", "choose `ab`, `delta` or `weight`"),
     ],
 )
 def test_a_space_where_a_rule_is_not_defined_is_refused_with_the_reason(method: str, space: str, reason: str) -> None:

@@ -301,7 +301,7 @@ def test_regmean(space: str, a: float) -> None:
 
 
 @pytest.mark.parametrize("normalize", ["model", "param", "none"])
-@pytest.mark.parametrize("space", ["ab", "weight"])
+@pytest.mark.parametrize("space", ["ab", "delta", "weight"])
 def test_fisher(space: str, normalize: str) -> None:
     found, weights = adapters(), (0.5, 0.3, 0.2)
     parts = ("A", "B") if space == "ab" else ("W",)

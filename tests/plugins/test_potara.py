@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfl_platform.errors import UserError
 from pfl_platform.federation.line import barrier, walk
-from pfl_platform.federation.session import progress_of
+from pfl_platform.federation.records import progress_of
 from pfl_platform.federation.setup import build
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing import Bench

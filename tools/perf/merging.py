@@ -4,7 +4,8 @@
     python tools/perf/merging.py --shapes 3b           # Llama-3.2-3B: seven maps of 28 layers, rank 128
     python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
 
-Adapters are drawn at random; `memory` is how much the process grew while merging, in units of all adapters together.
+Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `memory` is how much the
+process grew while merging, in units of all adapters together.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -54,6 +59,10 @@ RULES: Sequence[tuple[str, str, float]] = (
     ("flexlora", "delta", 5),
     ("emr", "ab", 5),
     ("emr", "delta", 30),
+    ("regmean", "ab", 5),
+    ("regmean", "delta", 5),
+    ("fisher", "ab", 5),
+    ("fisher", "delta", 30),
 )
 """Aggregator, space, bound in seconds on two cores at the smaller shapes."""
 
@@ -105,6 +114,29 @@ def maps(options: argparse.Namespace) -> tuple[dict[str, tuple[int, int]], int]:
     return {f"layers.{i}.{name}": shape for i in range(count) for name, shape in shapes.items()}, options.rank or rank
 
 
+class Statistics:
+    """Gram matrices and Fisher information of random data, drawn whenever they are read; `seconds` of drawing."""
+
+    def __init__(self, modules: Shapes, rank: int) -> None:
+        self.modules, self.rank, self.seconds = modules, rank, 0.0
+
+    def __call__(self, name: str, k: int, module: str) -> Tensor:
+        import torch
+
+        from pfl_platform.rng import torch_rng
+
+        begun = time.perf_counter()
+        (d_out, d_in), generator = self.modules[module], torch_rng(0, "perf", name, module, k)
+        if name == "gram":
+            x = torch.randn(64, d_in, generator=generator)
+            found = x.T @ x / 64
+        else:
+            sides = {"A": (self.rank, d_in), "B": (d_out, self.rank), "W": (d_out, d_in)}
+            found = torch.rand(sides[name[-1]], generator=generator)
+        self.seconds += time.perf_counter() - begun
+        return found
+
+
 def grown_since(before: int, values: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / (4 * values)
 
@@ -133,6 +165,7 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
         weights=(1.0 / options.clients,) * options.clients,
         read=lambda k, module: deltas[k, module],
         rng=lambda *parts: torch_rng(0, *parts),
+        statistic=(drawn := Statistics(modules, rank)),
     )
     targets = [Target(rank, 2.0)] * (options.clients if merger.personal else 1)
     values = sum(delta.up.numel() + delta.down.numel() for delta in deltas.values())
@@ -140,7 +173,7 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
     begun = time.perf_counter()
     for _ in merger.merge(inputs, targets):
         pass
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - begun - drawn.seconds
     return {"seconds": seconds, "memory": grown_since(before, values)}
 
 

@@ -41,6 +41,13 @@ def merged(layer: SlotLayer, weights: Mapping[str, float]) -> Factors:
     return Factors(u, v, c)
 
 
+def stacked(own: Factors, more: Factors | None) -> Factors:
+    """The sum of two maps, of which the second has no offset."""
+    if more is None:
+        return own
+    return Factors(torch.cat([own.u, more.u.to(own.u)], dim=1), torch.cat([own.v, more.v.to(own.v)]), own.c)
+
+
 def _in_order(file: Path) -> None:
     """peft writes sets in whatever order they have in this process; sorted, equal adapters are equal files."""
     written = json.loads(file.read_text(encoding="utf-8"))
@@ -51,7 +58,8 @@ def _in_order(file: Path) -> None:
 def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     """Writes the adapter that is loaded in `host`, mixed, as `adapter_config.json` and `adapter_model.safetensors`.
 
-    A task head is saved with it. Returns False, writing nothing, when the mix depends on the input or is the bare
+    A task head is saved with it, and the delta that is always on in the backbone, if there is one: the adapter then has
+    the rank of both. Returns False, writing nothing, when the mix depends on the input or is the bare
     backbone. Load it with `peft.PeftModel.from_pretrained(backbone, folder)`.
     """
     from peft import LoraConfig
@@ -59,11 +67,11 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
 
     factors: dict[str, Factors] = {}
     head = host.backbone.task_head
-    for layer in host.layers.values():
+    for name, layer in host.layers.items():
         weights = static_weights(layer, mix)
         if not weights:
             return False
-        factors[layer.site.path] = merged(layer, weights)
+        factors[layer.site.path] = stacked(merged(layer, weights), host.base_factors(name))
     biased = any(item.c is not None for item in factors.values())
     tensors: dict[str, Tensor] = {}
     for path, item in factors.items():

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from pfl_platform.adapters.heads import key_of
-from pfl_platform.adapters.surfaces import AdapterType, Control, Keys, Mix, MixFactory, Slot, SlotLayer, Tensors
+from pfl_platform.adapters.surfaces import (
+    AdapterType,
+    Control,
+    Factors,
+    Keys,
+    Mix,
+    MixFactory,
+    Slot,
+    SlotLayer,
+    Tensors,
+)
 from pfl_platform.backbones import Backbone
 
 FROZEN = "frozen"
@@ -23,6 +33,8 @@ FROZEN = "frozen"
 BASE = "base"
 """Slot name of a delta that is always on, whatever the mix; dense, one per backbone."""
 _LAID = "laid"  # no address: whatever base comes next, it is loaded
+RESOLUTION = 1e-6
+"""Singular values of a base this small, relative to the largest, are rounding errors of float32."""
 BACKBONE = "backbone"
 """Slot name under which a backbone's own params are exposed, for pretraining only."""
 
@@ -50,6 +62,7 @@ class Host:
         self.params: dict[str, Tensor] = {}
         self.frozen_address: str | None = None
         self.base_address: str | None = None
+        self._base_factors: dict[str, Factors | None] = {}
         if adapter is not None:
             adapter.check(backbone)
             with torch.random.fork_rng(devices=[]):  # what libraries draw here is overwritten by `load`
@@ -119,6 +132,14 @@ class Host:
             shift = tensors.get(f"{BASE}/{name}/W")
             layer.shift = None if shift is None else shift.to(self.backbone.device, torch.float32)
         self.base_address = address
+        self._base_factors.clear()
+
+    def base_factors(self, name: str) -> Factors | None:
+        """The delta that is always on at a site, as factors of its numerical rank in float32; None where there is none.
+        Computed once for all clients of the backbone."""
+        if name not in self._base_factors:
+            self._base_factors[name] = factored(self.layers[name].shift)
+        return self._base_factors[name]
 
     def lay_base(self, tensors: Tensors) -> None:
         """Adds dense deltas `base/site/W` to what is always on, until the next `load_base`."""
@@ -128,6 +149,7 @@ class Host:
                 added = added.to(self.backbone.device, torch.float32)
                 layer.shift = added if layer.shift is None else layer.shift + added
                 self.base_address = _LAID
+                self._base_factors.pop(name, None)
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -179,6 +201,15 @@ class Host:
             yield
         finally:
             control.mix, control.mask, control.rng = before
+
+
+def factored(dense: Tensor | None) -> Factors | None:
+    """A dense delta as factors of its numerical rank, on the CPU in float32; None for nothing and for zero."""
+    if dense is None or not bool(dense.any()):
+        return None
+    u, s, vt = torch.linalg.svd(dense.detach().double().cpu(), full_matrices=False)
+    rank = int((s / s[0] > RESOLUTION).sum())
+    return Factors((u[:, :rank] * s[:rank]).float(), vt[:rank].float())
 
 
 def _in_float32(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -49,6 +49,10 @@ def run(
         str | None, typer.Option("--benchmark", "-b", help="A name of `list benchmarks`, or a folder.")
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="A name of `list recipes`, or a YAML file.")] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option("--row", help="A row of a recipe that is a table; default: all. May be repeated."),
+    ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help="Another adapter than the method's own.")] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", help="One backbone for all clients.")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")] = None,
@@ -101,7 +105,9 @@ def run(
         options={key: value for key, value in given.items() if value is not None},
         sets=settings or (),
     )
-    plan = running.plan(request, compare=running.others(compare), seeds=running.numbers(seeds, "--seeds"))
+    plan = running.plan(
+        request, compare=running.others(compare), seeds=running.numbers(seeds, "--seeds"), rows=row or ()
+    )
     if print_config:
         running.print_plan(plan)
         return

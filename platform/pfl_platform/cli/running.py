@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,9 +75,27 @@ def public_name(value: str | None) -> str | None:
     return str(Path(value).resolve()) if value is not None and (os.sep in value or Path(value).exists()) else value
 
 
-def plan(request: Request, *, compare: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
-    """Every run that the user asked for, resolved; an error in any of them comes before the first starts."""
+def plan(request: Request, *, compare: Sequence[str] = (), seeds: Sequence[int] = (), rows: Sequence[str] = ()) -> Plan:
+    """Every run that the user asked for, resolved; an error in any of them comes before the first starts. Of a recipe
+    that is a table these are its rows, or those that `rows` names, each in a sub-folder."""
     resolver = Resolver(PluginManager())
+    if rows and request.recipe is None:
+        raise UserError("--row names rows of a recipe; name the recipe with --recipe.")
+    wanted = list(dict.fromkeys(rows)) or resolver.rows(request)
+    if not wanted:
+        return _plan(resolver, request, compare, seeds)
+    if compare:
+        raise UserError("A recipe that is a table compares its own rows; leave out --compare.")
+    result: Plan = {}
+    for row in wanted:
+        found = _plan(resolver, replace(request, row=row), (), seeds)
+        own = re.sub(r"[^\w.=-]+", "-", row).strip("-.") or "row"
+        folder = own if not any(name.partition("/")[0] == own for name in result) else f"{own}-{len(result)}"
+        result |= {"/".join(part for part in (folder, name) if part): config for name, config in found.items()}
+    return {"": next(iter(result.values()))} if len(result) == 1 else result
+
+
+def _plan(resolver: Resolver, request: Request, compare: Sequence[str], seeds: Sequence[int]) -> Plan:
     result: Plan = {}
     requests: list[tuple[int | None, Request]] = [(None, request)]
     if seeds:

@@ -242,7 +242,8 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     The setting is all of the configuration but the seed, the observers and what was tuned: chosen values may differ
     from seed to seed. Each group holds:
 
-        label       the method, and what tells the group from others of the same method
+        label       the configuration's own; else the method, and what tells the group from others of the same method
+        published   the mean that a paper reports for it, where the configuration has one
         method, benchmark, seeds, clients (how many)
         self, others, unseen -> value -> `over_runs` of the runs' means over clients
         min         `over_runs` of the lowest client's Self A_last
@@ -251,15 +252,18 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        aside = {"seed", "observers", *(run["config"].get("tune") or ())}
-        setting = {key: value for key, value in _leaves(run["config"]) if key not in aside}
-        name = repr(sorted(setting.items()))
+        config = {key: value for key, value in run["config"].items() if key not in ("label", "published")}
+        aside = {"seed", "observers", *(config.get("tune") or ())}
+        setting = {key: value for key, value in _leaves(config) if key not in aside}
+        name = repr((run["config"].get("label", ""), sorted(setting.items())))
         settings[name] = setting
         groups.setdefault(name, []).append(run)
     labels = _labels({name: (members[0]["method"], settings[name]) for name, members in groups.items()})
+    labels |= {name: given for name, members in groups.items() if (given := members[0]["config"].get("label"))}
     return [
         {
             "label": labels[name],
+            "published": members[0]["config"].get("published", {}).get("mean"),
             "method": members[0]["method"],
             "benchmark": members[0]["benchmark"],
             "seeds": [run["seed"] for run in members],

@@ -254,7 +254,7 @@ class ServerState:
 @dataclass(frozen=True)
 class Base:
     """A delta that all clients of a host have added to their frozen weights. address: of dense float32 tensors
-    `base/site/W` (d_out, d_in). sent: bytes that each client received to get there from the base before."""
+    `base/site/W` (d_out, d_in). sent: bytes that a client has received to get there, from the bare backbone on."""
 
     address: Address
     sent: int = 0

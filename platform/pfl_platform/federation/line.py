@@ -23,8 +23,9 @@ from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Blend, Split
 from pfl_platform.federation.components import Federation
+from pfl_platform.federation.records import progress_of
 from pfl_platform.federation.rounds import Parts, context, own_cells, taken_in
-from pfl_platform.federation.session import numerics, pins, progress_of
+from pfl_platform.federation.session import numerics, pins
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Task
 from pfl_platform.plugins import PluginManager

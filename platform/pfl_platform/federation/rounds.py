@@ -17,6 +17,7 @@ from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
 from pfl_platform.federation import heads
 from pfl_platform.federation.components import (
     Aggregator,
+    Base,
     ClientContext,
     Component,
     Federation,
@@ -76,6 +77,7 @@ class Progress:
     heads: Mapping[str, Address] = field(default_factory=dict)  # backbone -> shared task head
     # client id -> the state that was evaluated last, where evaluation itself has taken in or measured something
     evaluated: Mapping[str, Address] = field(default_factory=dict)
+    bases: Mapping[str, Base] = field(default_factory=dict)  # client id -> what its backbone had on in its last turn
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def one_round(fed: Federation, parts: Parts, progress: Progress, round_index: in
             waiting = [reply_task(fed, parts, after, client, round_index) for client in fed.clients]
         else:
             absent = [client for client in fed.clients if client.client_id not in outcomes]
-            waiting = [score_task(fed, parts, after.states, client, round_index) for client in absent]
+            waiting = [score_task(fed, parts, after, client, round_index) for client in absent]
             waiting += [score_later(fed, parts, task, after.states) for task in tasks if task.recipe is None]
         if waiting:
             scored = yield waiting
@@ -175,7 +177,8 @@ def absorbed(
     updates, shared = heads.split(fed, collect(fed, parts, cohort, outcomes), progress.heads)
     server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
     trained = {name: outcome.state for name, outcome in outcomes.items() if outcome.state is not None}
-    return Progress({**progress.states, **trained}, server, shared)
+    bases = {name: base for name in outcomes if (base := dispatched_base(fed, parts, progress, name)) is not None}
+    return Progress({**progress.states, **trained}, server, shared, bases={**progress.bases, **bases})
 
 
 def select(fed: Federation, round_index: int) -> list[ClientData]:
@@ -220,13 +223,26 @@ def dispatched(
         raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
     common = heads.received(fed, progress.heads, name)
     receive = take if reply else None
-    base = parts.aggregator.base(fed, progress.server, fed.host_of(name))
+    base, before = dispatched_base(fed, parts, progress, name), progress.bases.get(name)
     return {
         "base": base.address if base else None,
-        "base_bytes": base.sent if base else 0,
+        "base_bytes": (base.sent if base else 0) - (before.sent if before else 0),
         "inbox": fed.store.put({**reply, **common}) if reply or common else None,
         "receive": heads.receiving(receive) if common else receive,
     }
+
+
+def dispatched_base(fed: Federation, parts: Parts, progress: Progress, name: str) -> Base | None:
+    """The delta that a client's backbone has on from its next turn on."""
+    return parts.aggregator.base(fed, progress.server, fed.host_of(name))
+
+
+def base_of(fed: Federation, parts: Parts, progress: Progress, name: str) -> Address | None:
+    """The delta that is on in a client's personal model: that of its last turn, on which its adapter was trained, or
+    the newest where a recipe evaluates the reply."""
+    replied = parts.recipe().when == "replied"
+    base = dispatched_base(fed, parts, progress, name) if replied else progress.bases.get(name)
+    return None if base is None else base.address
 
 
 def client_task(fed: Federation, parts: Parts, progress: Progress, client: ClientData, round_index: int) -> Task:
@@ -260,11 +276,9 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
     )
 
 
-def score_task(
-    fed: Federation, parts: Parts, states: Mapping[str, Address], client: ClientData, round_index: int
-) -> Task:
-    """Evaluation of a client that did not train in this round."""
-    name = client.client_id
+def score_task(fed: Federation, parts: Parts, progress: Progress, client: ClientData, round_index: int) -> Task:
+    """Evaluation of a client that did not train in this round: its adapter, on the backbone of its last turn."""
+    name, states = client.client_id, progress.states
     backbone = fed.host_of(name)
     cells = cells_due(fed, client, round_index)
     return Task(
@@ -275,6 +289,7 @@ def score_task(
         state=states[name],
         frozen=fed.frozen.get(backbone),
         statistics=parts.measured(context(fed, client, round_index)),
+        base=base_of(fed, parts, progress, name),
         score=cells,
         recipe=parts.recipe(),
         split=fed.config.evaluation.split,
@@ -286,7 +301,7 @@ def score_task(
 def reply_task(fed: Federation, parts: Parts, progress: Progress, client: ClientData, round_index: int) -> Task:
     """Evaluation of what the server now has for a client: its next reply, taken in and not trained on. The reply is
     booked as `score_payload` and `score_wire`; should the client be dispatched next, it is sent again, and booked."""
-    task = score_task(fed, parts, progress.states, client, round_index)
+    task = score_task(fed, parts, progress, client, round_index)
     ctx = context(fed, client, round_index + 1)
     return replace(task, **dispatched(fed, parts, progress, ctx, parts.objective.replied))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from pfl_platform.evaluation.matrix import results as make_results
 from pfl_platform.federation import tuning
 from pfl_platform.federation.components import Federation, ServerState
 from pfl_platform.federation.observers import Observer, RunInfo
+from pfl_platform.federation.records import predictions, progress_of, round_record
 from pfl_platform.federation.rounds import (
     Parts,
     Progress,
-    RoundResult,
+    base_of,
     baseline,
     client_task,
     drive,
@@ -35,7 +36,6 @@ from pfl_platform.federation.rounds import (
     personal,
     prepare,
     select,
-    summary,
 )
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Cost, Outcome, Task
@@ -45,7 +45,7 @@ from pfl_platform.settings import COMPONENTS
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.pins import pins_of
 from pfl_platform.store.run_folder import RunFolder, require
-from pfl_platform.tuning import with_values
+from pfl_platform.tuning import candidates, with_values
 
 WATCHERS = ("progress", "tensorboard", "events")
 """Observers of every run; a run's configuration may name more."""
@@ -66,7 +66,7 @@ def run(
     manager = plugins or PluginManager()
     config = pinned(config)
     setup = build(config, manager, benchmark)
-    tuning.check(setup, manager, tuning.tried(config))
+    tuning.check(setup, manager, candidates(config))
     folder = RunFolder.create(out, config, pins(setup))
     return _continue(Call(manager, benchmark, quiet, out), setup, folder)
 
@@ -156,7 +156,7 @@ def _continue(call: Call, setup: Setup, folder: RunFolder) -> dict[str, Any]:
 def _settled(call: Call, setup: Setup, folder: RunFolder) -> Setup:
     """The run with what whole runs of its candidates have chosen; the run itself where nothing is tuned, or where the
     last replies will tell (see `_Run`)."""
-    config, tried = setup.config, tuning.tried(setup.config)
+    config, tried = setup.config, candidates(setup.config)
     if not tried or tuning.on_replies(setup, call.manager, tried) is not None:
         return setup
     found = folder.read_tuning()
@@ -302,7 +302,7 @@ class _Run:
         """The run's components; where replies are tuned, those whose replies to this round's updates score best. The
         clients' turns are cached, so that the round itself does not train again."""
         setup, folder = self.setup, self.folder
-        tried = tuning.tried(setup.config)
+        tried = candidates(setup.config)
         choices = tuning.on_replies(setup, self.call.manager, tried) if tried else None
         if choices is None:
             return setup.parts
@@ -359,50 +359,13 @@ class _Run:
         name = fed.host_of(client_id)
         host = worker.host(name)
         host.load_frozen(fed.frozen.get(name), fed.store.get)
-        host.load(personal(fed, parts, progress, client_id))
+        host.load_base(base_of(fed, parts, progress, client_id), fed.store.get)
+        model = personal(fed, parts, progress, client_id)
+        host.load(model)
+        host.lay_base(model)
         with self.folder.exporting(client_id) as target:
             if recipe.rows is not None or not save_personal(host, recipe.passes[0], target):
                 (target / "README.md").write_text(
                     "No single adapter: the mix depends on the input, or it is the bare backbone.\n",
                     encoding="utf-8",
                 )
-
-
-def progress_of(record: Mapping[str, Any]) -> Progress:
-    """Where a federation stood after the round of a record."""
-    server = ServerState(record["server"]["tensors"], record["server"]["meta"])
-    return Progress(record["states"], server, record.get("heads", {}), record.get("evaluated", {}))
-
-
-def round_record(result: RoundResult) -> dict[str, Any]:
-    """What `rounds/NNNN.json` holds: all that the next round, the results and a reader need."""
-    server = result.progress.server
-    return {
-        "states": dict(result.progress.states),
-        "server": {"tensors": dict(server.tensors), "meta": dict(server.meta)},
-        "heads": dict(result.progress.heads),
-        "evaluated": dict(result.progress.evaluated),
-        "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
-        "summary": {**summary(result.outcomes), "report": dict(server.report)},
-    }
-
-
-def _client_record(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "metrics": dict(outcome.metrics),
-        "scores": dict(outcome.scores),
-        "predictions": outcome.predictions,
-        "cost": asdict(outcome.cost),
-        "num_examples": outcome.num_examples,
-    }
-
-
-def predictions(fed: Federation, record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The rows of `predictions.jsonl`: client, cell, sample, text, score of the last round."""
-    import json
-
-    for client in fed.clients:
-        address = record["clients"].get(client.client_id, {}).get("predictions")
-        if address:
-            for line in fed.store.get_text(address).splitlines():
-                yield {"client": client.client_id, **json.loads(line)}

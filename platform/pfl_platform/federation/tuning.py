@@ -30,7 +30,7 @@ from pfl_platform.federation.tasks import Outcome, Program
 from pfl_platform.ledger.costs import total
 from pfl_platform.plugins import PluginManager
 from pfl_platform.store.memory import MemoryStore
-from pfl_platform.tuning import Candidate, candidates
+from pfl_platform.tuning import Candidate
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def check(setup: Setup, plugins: PluginManager, tried: Sequence[Candidate]) -> N
 def on_replies(setup: Setup, plugins: PluginManager, tried: Sequence[Candidate]) -> list[Parts] | None:
     """The components of each candidate, where candidates differ in the last reply alone; None where they do not."""
     config = setup.config
-    served = all(key.startswith("aggregator.") for key in config.tune)
+    served = all(key.startswith("aggregator.") for key in config.tune or ())
     if config.rounds > 1 or setup.parts.recipe().when != "replied" or not served:
         return None
     found = []
@@ -127,14 +127,9 @@ def record(config: RunConfig, scored: Sequence[Scored], how: str) -> dict[str, A
     best = max(scored, key=lambda item: item.score)
     return {
         "how": how,
-        "settings": list(config.tune),
+        "settings": list(config.tune or ()),
         "candidates": [
             {"values": dict(item.candidate.values), "score": item.score, "cost": dict(item.cost)} for item in scored
         ],
         "chosen": dict(best.candidate.values),
     }
-
-
-def tried(config: RunConfig) -> list[Candidate]:
-    """The candidates of a run that tunes; [] of one that does not."""
-    return candidates(config) if config.tune else []

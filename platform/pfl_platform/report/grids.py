@@ -65,6 +65,7 @@ def client_grid(results: Results) -> Grid:
         scores("self", "auc", "A_AUC"),
         scores("self", "baseline", "start"),
         scores("self", "gain", "gain"),
+        *_published(results),
         *(scores(*choice) for choice in _beyond_self(summary[kind]["last"]["mean"] for kind in KINDS)),
         costs(("bytes", "up"), "up_payload", byte_text),
         costs(("bytes", "down"), "down_payload", byte_text),
@@ -88,6 +89,18 @@ def client_grid(results: Results) -> Grid:
         f"{_count(results['rounds'], 'round')} of {amount}"
     )
     return Grid(title, columns, 2, notes)
+
+
+def _published(results: Results) -> tuple[Column, ...]:
+    """What a paper reports of each client, by its name or that of its only task."""
+    given: Mapping[str, float] = results["config"].get("published") or {}
+    if not given:
+        return ()
+    cells = []
+    for client, entry in results["clients"].items():
+        own = [key.partition(":")[2] for key in entry["tasks"] if key.startswith(f"{client}:")]
+        cells.append(score_text(given.get(client, given.get(own[0]) if len(own) == 1 else None)))
+    return (Column("scores", ("Self", "published"), (*cells, score_text(given.get("mean")), "")),)
 
 
 def tuned(results: Results) -> tuple[str, ...]:
@@ -115,6 +128,7 @@ def compare_grid(results: Sequence[Results]) -> Grid:
     def costs(head: tuple[str, str], field: str, text: Callable[[float | None], str]) -> Column:
         return Column("costs", head, tuple(text(_per_client(group, field)) for group in groups))
 
+    reported = tuple(score_text(group["published"]) for group in groups)
     lowest = tuple(spread_text(group["min"]["mean"], group["min"]["std"]) for group in groups)
     columns = (
         Column("key", ("", "method"), tuple(group["label"] for group in groups)),
@@ -123,6 +137,7 @@ def compare_grid(results: Sequence[Results]) -> Grid:
         scores("self", "auc", "A_AUC"),
         Column("scores", ("Self", "minimum"), lowest),
         scores("self", "gain", "gain"),
+        *([Column("scores", ("Self", "published"), reported)] if any(cell != "-" for cell in reported) else ()),
         *(scores(*choice) for choice in _beyond_self(mean(g[kind]["last"]["mean"] for g in groups) for kind in KINDS)),
         costs(("bytes", "up"), "up_payload", byte_text),
         costs(("bytes", "down"), "down_payload", byte_text),

@@ -3,7 +3,7 @@
     config.yaml              the resolved configuration
     run.json                 {"format", "created", "pins": {"versions", "threads", "benchmark", "backbones", ...}}
     prepare.json             what preparation left (frozen addresses per backbone, ...); absent until it has ended
-    rounds/0000.json ...     one file per finished round; see `pfl_platform.federation.session.round_record`
+    rounds/0000.json ...     one file per finished round; see `pfl_platform.federation.records.round_record`
     tuning.json              what tuning tried and chose, when settings are tuned; tuning/000 ... runs of candidates
     results.json             scores and costs, once the run has ended; see `pfl_platform.evaluation.matrix.report_of`
     predictions.jsonl        every prediction of the last evaluation

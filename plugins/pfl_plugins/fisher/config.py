@@ -25,7 +25,10 @@ class FisherOptions(BaseModel):
 class Config(MergeConfig, FisherOptions):
     """Options of the aggregator `fisher`."""
 
-    space: SpaceName = Field("ab", description="`ab`: Fisher information of A and of B; `weight`: of the dense weights")
+    space: SpaceName = Field(
+        "ab",
+        description="`ab`: information of A and of B; `delta`, `weight`: of dense weights, with truncation and without",
+    )
     samples: int = Field(
         1000, ge=1, description="validation samples (training samples where there are none) per client"
     )

@@ -49,10 +49,10 @@ class Fisher(Rule):
         self.options = options
 
     def refused(self, space: str) -> str | None:
-        if space in ("delta", "knots"):
+        if space == "knots":
             return (
-                "the information is measured on A and on B, or on dense weights, not on a delta or its coordinates; "
-                "choose `ab` or `weight`"
+                "the basis is known only once all have sent, and diagonal information cannot be turned into another "
+                "basis; choose `ab`, `delta` or `weight`"
             )
         return None
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfl_platform.adapters.host import BASE
 from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Objective, Update
@@ -27,7 +28,7 @@ class Information(Statistic):
     """Empirical Fisher: the mean over samples of the squared gradient of each sample's own loss, by the data's labels.
 
     Squaring comes before averaging; the square of a batch's gradient is another, much smaller thing. Summed in
-    float64, sent in float32 as `fisher/<key>`.
+    float64, sent in float32 as `fisher/<key>`. A key `base/<site>/W` is the dense map at a site.
     """
 
     def __init__(self, keys: Keys, mix: Mix, source: Source, amount: int) -> None:
@@ -47,7 +48,7 @@ class Information(Statistic):
 
 
 class FisherInformation(Measure):
-    """Fisher information as the rule reads it: under "fisher/A" and "fisher/B", by module."""
+    """Fisher information as the rule reads it: under "fisher/A" and "fisher/B", or "fisher/W", by module."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -56,12 +57,12 @@ class FisherInformation(Measure):
     def keys(self) -> Keys:
         return Keys(f"{STATISTIC}/*")
 
-    def refused(self, space: str) -> str | None:
-        return "clients measure the information of A and of B; choose `ab`" if space != "ab" else None
-
     def statistic(self, ctx: ClientContext, objective: Objective) -> Information:
         source = held_out(ctx, self.config.samples, ctx.fed.config.training.batch_size, STATISTIC)
         adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
+        if self.config.space != "ab":
+            dense = Keys(*(f"{BASE}/{site.name}/W" for site in adapter.sites(backbone)))
+            return Information(dense, objective.mix, source, source.steps())
         sent = Keys(*(pattern for share in objective.up for pattern in share.keys.patterns))
         keys = [key for slot in objective.slots for key in adapter.initial(backbone, slot.name, ctx.fed.seed)]
         keys = [key for key in keys if key in sent and key.endswith(("/A", "/B"))]
@@ -69,10 +70,9 @@ class FisherInformation(Measure):
 
     def read(self, update: Update, name: str, module: str) -> Tensor:
         part = name.rpartition("/")[2]
-        key = f"{STATISTIC}/{module}/{part}"
+        where = f"{BASE}/{module.split('/', 1)[1]}/W" if part == "W" else f"{module}/{part}"
+        key = f"{STATISTIC}/{where}"
         found = update.tensors(Keys(key))
         if key not in found:
-            raise UserError(
-                f"The update of client '{update.client_id}' has no Fisher information of '{module}/{part}'."
-            )
+            raise UserError(f"The update of client '{update.client_id}' has no Fisher information of '{where}'.")
         return found[key]

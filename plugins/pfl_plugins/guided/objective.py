@@ -52,7 +52,12 @@ class Guided(Objective):
         return {LOCAL: 1.0}
 
     def check(self, fed: Federation) -> None:
-        """Betas are given for clients that exist."""
+        """Betas are given for clients that exist; a client's own adapter is not in the backbone as well."""
+        if self.config.guide != "hard" and fed.config.aggregator.options.get("relora"):
+            raise UserError(
+                "With aggregator.options.relora the backbone takes in the merged delta, and clients that keep own "
+                f"adapters (objective.guide '{self.config.guide}') would count it twice; set guide=hard."
+            )
         known = [client.client_id for client in fed.clients]
         for name in self.config.betas:
             if name not in known:
@@ -141,7 +146,8 @@ def distilled(config: Config, beta: float) -> Loss:
 
 
 def guidance(own: Output, teacher: Output, config: Config) -> Tensor:
-    """L_REG per row: the mean divergence over its answer positions, shape (rows,)."""
+    """L_REG per row: the mean divergence over its answer positions, shape (rows,). Of a row that is given a number it
+    is the squared difference of the two numbers: the divergence of Gaussians whose likelihood is `answer_loss`."""
     picked = own.encoded.labels[:, 1:] != IGNORE
     each = divergence(
         own.logits[:, :-1][picked],
@@ -150,7 +156,13 @@ def guidance(own: Output, teacher: Output, config: Config) -> Tensor:
         vocab_mean=config.kd_vocab_mean,
     )
     rows = each.new_zeros(picked.shape[0]).index_add(0, picked.nonzero()[:, 0], each)
-    return rows / picked.sum(dim=1).clamp(min=1)
+    rows = rows / picked.sum(dim=1).clamp(min=1)
+    values = own.encoded.values
+    if values is None:
+        return rows
+    rated = (~values.isnan()).nonzero()[:, 0]
+    apart = (own.logits[rated, 0, 0].float() - teacher.logits[rated, 0, 0].float()).square()
+    return rows.index_add(0, rated, apart)
 
 
 def deltas(tensors: Tensors, slot: str) -> dict[str, Delta]:

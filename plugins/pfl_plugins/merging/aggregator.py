@@ -141,7 +141,7 @@ class MergingAggregator(Aggregator):
         yield from ()
         addresses: dict[str, Address] = dict(state.tensors)
         fresh: dict[str, Any] = dict(state.meta.get("fresh", {}))
-        sent: dict[str, int] = {}
+        sent: dict[str, int] = dict(state.meta.get("sent", {}))
         report: dict[str, Any] = {"space": self._merger.space, "backbones": {}}
         for backbone in sorted({update.backbone for update in updates}):
             mine = sorted(
@@ -160,7 +160,7 @@ class MergingAggregator(Aggregator):
                 addresses[f"rest {backbone}"] = fed.store.put(rest)
             if self.config.relora:
                 fresh[backbone] = {"round": round_index, "slots": sorted({m.split("/")[0] for m in group.modules})}
-                sent[backbone] = results.sent
+                sent[backbone] = sent.get(backbone, 0) + results.sent
             report["backbones"][backbone] = summary(results)
         meta = {"fresh": fresh, "sent": sent} if self.config.relora else {}
         return ServerState(addresses, meta, report)

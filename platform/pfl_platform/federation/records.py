@@ -1,0 +1,53 @@
+"""What a run keeps of a round, as JSON, and what it reads back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pfl_platform.federation.components import Base, Federation, ServerState
+from pfl_platform.federation.rounds import Progress, RoundResult, summary
+from pfl_platform.federation.tasks import Outcome
+
+
+def progress_of(record: Mapping[str, Any]) -> Progress:
+    """Where a federation stood after the round of a record."""
+    server = ServerState(record["server"]["tensors"], record["server"]["meta"])
+    bases = {name: Base(**base) for name, base in record.get("bases", {}).items()}
+    return Progress(record["states"], server, record.get("heads", {}), record.get("evaluated", {}), bases)
+
+
+def round_record(result: RoundResult) -> dict[str, Any]:
+    """What `rounds/NNNN.json` holds: all that the next round, the results and a reader need."""
+    server = result.progress.server
+    return {
+        "states": dict(result.progress.states),
+        "server": {"tensors": dict(server.tensors), "meta": dict(server.meta)},
+        "heads": dict(result.progress.heads),
+        "evaluated": dict(result.progress.evaluated),
+        "bases": {name: asdict(base) for name, base in result.progress.bases.items()},
+        "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
+        "summary": {**summary(result.outcomes), "report": dict(server.report)},
+    }
+
+
+def _client_record(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "metrics": dict(outcome.metrics),
+        "scores": dict(outcome.scores),
+        "predictions": outcome.predictions,
+        "cost": asdict(outcome.cost),
+        "num_examples": outcome.num_examples,
+    }
+
+
+def predictions(fed: Federation, record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The rows of `predictions.jsonl`: client, cell, sample, text, score of the last round."""
+    import json
+
+    for client in fed.clients:
+        address = record["clients"].get(client.client_id, {}).get("predictions")
+        if address:
+            for line in fed.store.get_text(address).splitlines():
+                yield {"client": client.client_id, **json.loads(line)}
