@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 from pfl_model_zoo.chat import Piece, render
 from pfl_model_zoo.pictures import PictureReader
+from pfl_model_zoo.pieces import pieces_of
 from pfl_platform.backbones import IGNORE, Encoded, Span
 from pfl_platform.data import Sample
 from pfl_platform.errors import UserError
@@ -139,6 +141,17 @@ class ChatCodec:
     @property
     def pad_id(self) -> int:
         return self.specials.pad
+
+    @property
+    def end_id(self) -> int:
+        return self.specials.end
+
+    @cached_property
+    def pieces(self) -> tuple[bytes | None, ...]:
+        """See `pfl_platform.backbones.PieceCodec`."""
+        specials = self.specials
+        silent = {specials.pad, specials.end, *specials.stop, specials.bos, specials.image}
+        return tuple(None if token in silent else piece for token, piece in enumerate(pieces_of(self.tokenizer)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids up to the first stop token, without surrounding white space."""

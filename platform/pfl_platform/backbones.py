@@ -84,6 +84,22 @@ class OneStepCodec(Codec, Protocol):
         ...
 
 
+@runtime_checkable
+class PieceCodec(Codec, Protocol):
+    """Codec whose tokens can be compared with those of another tokenizer, by the text that they stand for."""
+
+    @property
+    def pieces(self) -> tuple[bytes | None, ...]:
+        """The text of each token as UTF-8 (perhaps a part of a character), by id; None for a token that stands for no
+        text, such as padding, a picture or an end."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """The token that is learned as the end of an answer."""
+        ...
+
+
 @dataclass(frozen=True)
 class Card:
     """What is known of a backbone without loading it."""

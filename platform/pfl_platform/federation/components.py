@@ -286,6 +286,10 @@ class Aggregator(Component):
         """The delta that is always on in a host's backbone, from now on; None while there is none."""
         return None
 
+    def others(self, fed: Federation) -> tuple[str, ...]:
+        """Further backbones on which the server has models of its own."""
+        return ()
+
     def init(self, fed: Federation) -> ServerState:
         return ServerState()
 

@@ -62,6 +62,10 @@ class Parts:
         """What the personalizer wants to know before a client is evaluated."""
         return () if self.personalizer is None else self.personalizer.statistics(ctx, self.objective)
 
+    def others(self, fed: Federation) -> tuple[str, ...]:
+        """Backbones that are run beside those of the clients."""
+        return tuple(dict.fromkeys(self.objective.others(fed) + self.aggregator.others(fed)))
+
     def recipe(self) -> InferenceRecipe:
         if self.personalizer is not None:
             return self.personalizer.recipe(self.objective)

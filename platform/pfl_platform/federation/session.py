@@ -103,8 +103,7 @@ def pinned(config: RunConfig) -> RunConfig:
 
 def pins(setup: Setup) -> dict[str, Any]:
     """What must not change between a run's start and whoever goes on with it; see `pfl_platform.store.pins`."""
-    engine = setup.config.engine
-    others = setup.parts.objective.others(setup.federation(MemoryStore()))
+    engine, others = setup.config.engine, setup.parts.others(setup.federation(MemoryStore()))
     return pins_of(
         threads=engine.threads,
         benchmark=setup.benchmark.digest(),

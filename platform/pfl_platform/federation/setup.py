@@ -149,13 +149,13 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     @cache
     def public() -> Sequence[Sample]:
         samples = public_set(config, benchmark, plugins)
-        readers = {*backbone_of.values(), *parts.objective.others(fed)}
+        readers = {*backbone_of.values(), *parts.others(fed)}
         check_public([load(name) for name in sorted(readers)], samples)
         return samples
 
     setup = Setup(config, benchmark, adapter, parts, backbone_of, load, metrics, public, own_hosts, own_adapters)
     fed = setup.federation(MemoryStore())
-    for name in parts.objective.others(fed):
+    for name in parts.others(fed):
         adapter.check(load(name))
     check_equal_adapters(fed, parts)
     check_others(fed, parts)

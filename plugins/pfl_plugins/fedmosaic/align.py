@@ -21,6 +21,7 @@ from pfl_platform.adapters.host import FROZEN
 from pfl_platform.adapters.surfaces import Keys, Site, Tensors, renamed
 from pfl_platform.backbones import IGNORE, Encoded, Span
 from pfl_platform.data import Sample
+from pfl_platform.distillation.spans import MatchPlan, only
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.setup import public_digest
 from pfl_platform.federation.tasks import Address, Program, Task
@@ -29,7 +30,6 @@ from pfl_platform.training.streams import Epochs
 from pfl_platform.training.surfaces import Optim, Output, Phase, Source, Statistic, Step, View
 from pfl_plugins.fedmosaic.alignment import Covariances, a_distances, a_penalty, align_b, polar
 from pfl_plugins.fedmosaic.config import Alignment
-from pfl_plugins.fedmosaic.spans import MatchPlan, only
 
 PIVOT = "pivot"
 

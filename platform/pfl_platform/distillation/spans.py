@@ -2,8 +2,8 @@
 
 Two backbones render a sample to the same text but cut it differently, so their hidden states can be compared only over
 pieces of text that both cut out. Such a piece is a *segment*: as short as can be, with a token boundary of both
-tokenizers at either end. FedMosaic's alignment compares the mean feature of one backbone's positions in a segment with
-that of the other's. Pure functions; nothing here knows of models.
+tokenizers at either end. Features are compared as means over a segment (`MatchPlan`), predictions position by position
+(`same_places`). Pure functions; nothing here knows of models.
 """
 
 from __future__ import annotations
@@ -75,6 +75,25 @@ def only(spans: Sequence[Span], keep: Sequence[bool]) -> list[Span]:
     [(-1, -1), (2, 4)]
     """
     return [span if wanted else (-1, -1) for span, wanted in zip(spans, keep, strict=True)]
+
+
+def same_places(target: Sequence[Span], source: Sequence[Span]) -> list[int]:
+    """For each position of `target`, in one row, the position of `source` that predicts the same text; -1 for none.
+
+    Two tokens are predicted from the same text when they begin a common segment. The source's must reach at least as
+    far: what it says of longer text says what comes first (see `vocabularies`), but of a shorter token it cannot say
+    how the text goes on.
+
+    >>> same_places([(0, 2), (2, 5)], [(0, 2), (2, 3), (3, 5)])   # ab|cde learns from ab|c|de: `c` is too short
+    [0, -1]
+    >>> same_places([(0, 2), (2, 3), (3, 5)], [(0, 2), (2, 5)])   # the other way, `de` has no counterpart
+    [0, 1, -1]
+    """
+    places = [-1] * len(target)
+    for ours, theirs in common_segments(target, source):
+        if source[theirs[0]][1] >= target[ours[0]][1]:
+            places[ours[0]] = theirs[0]
+    return places
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from pfl_platform.distillation import spans as sp
 from pfl_platform.errors import UserError
 from pfl_platform.rng import torch_rng
-from pfl_plugins.fedmosaic import spans as sp
 
 R, D_P, D_T, N = 4, 9, 13, 400  # rank, output sizes of pivot and target, observations
 
