@@ -15,7 +15,8 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
-from pfl_platform.federation.rounds import context
+from pfl_platform.federation.rounds import context, personal
+from pfl_platform.federation.session import progress_of
 from pfl_platform.federation.setup import backbone_options, build
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.store.memory import MemoryStore
@@ -176,14 +177,16 @@ def plain_peft_loads_the_personal_adapter(bench: Bench) -> None:
     folder = RunFolder.open(out)
     fed, worker = setup.federation(folder.store), setup.worker(folder.store)
     prepared = folder.read_prepare() or {}
-    for client, tensors in states(out).items():
+    last = folder.last_round()
+    assert last is not None
+    for client in last["states"]:
         adapter = folder.adapter_folder(client)
         if not (adapter / "adapter_model.safetensors").exists():
             continue  # the mix depends on the input
         name = fed.backbone_of[client]
         host = worker.host(name)
         host.load_frozen(prepared["frozen"].get(name), folder.store.get)
-        host.load(tensors)
+        host.load(personal(fed, setup.parts, progress_of(last), client))
         batch = host.backbone.codec.encode(bench.benchmark().clients[0].tasks[0].test[:2])
         with torch.no_grad(), host.mixing(setup.parts.recipe().passes[0], batch.inputs["attention_mask"]):
             expected = host.backbone.model(**batch.inputs).logits
