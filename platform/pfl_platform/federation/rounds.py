@@ -15,6 +15,7 @@ from pfl_platform.engines.worker import undeclared
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
 from pfl_platform.federation import heads
+from pfl_platform.federation.cells import cells_due, cells_for, evaluated, own_cells
 from pfl_platform.federation.components import (
     Aggregator,
     Base,
@@ -360,33 +361,6 @@ def collect(fed: Federation, parts: Parts, cohort: list[ClientData], outcomes: M
         backbone = fed.backbone_of[client.client_id]
         items.append(Update(client.client_id, backbone, outcome.num_examples, outcome.sent, fed.store))
     return Updates(tuple(items))
-
-
-def evaluated(fed: Federation, round_index: int) -> bool:
-    """Whether the protocol scores after this round."""
-    return (round_index + 1) % fed.config.evaluation.every == 0 or round_index + 1 == fed.config.rounds
-
-
-def own_cells(client: ClientData) -> tuple[Cell, ...]:
-    return tuple(Cell(client.client_id, task.name) for task in client.tasks)
-
-
-def cells_for(fed: Federation, client: ClientData | None) -> tuple[Cell, ...]:
-    """Every client's cells, a client's own first."""
-    first = own_cells(client) if client is not None else ()
-    rest = tuple(cell for other in fed.clients for cell in own_cells(other) if cell not in first)
-    return first + rest
-
-
-def cells_due(fed: Federation, client: ClientData, round_index: int) -> tuple[Cell, ...]:
-    """What to score for a client after a round: Self always, Others and Unseen as configured."""
-    options = fed.config.evaluation
-    last = round_index + 1 == fed.config.rounds
-    with_others = options.others and (last or not options.others_last_only)
-    cells = cells_for(fed, client) if with_others else own_cells(client)
-    if options.unseen and last:
-        cells += tuple(Cell("", task.name) for task in fed.benchmark.unseen)
-    return heads.measurable(fed, fed.backbone_of[client.client_id], cells)
 
 
 def summary(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

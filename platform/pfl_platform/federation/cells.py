@@ -1,0 +1,35 @@
+"""What is scored, for whom and when: cells of the evaluation matrix."""
+
+from __future__ import annotations
+
+from pfl_platform.data import ClientData
+from pfl_platform.evaluation.surfaces import Cell
+from pfl_platform.federation import heads
+from pfl_platform.federation.components import Federation
+
+
+def evaluated(fed: Federation, round_index: int) -> bool:
+    """Whether the protocol scores after this round."""
+    return (round_index + 1) % fed.config.evaluation.every == 0 or round_index + 1 == fed.config.rounds
+
+
+def own_cells(client: ClientData) -> tuple[Cell, ...]:
+    return tuple(Cell(client.client_id, task.name) for task in client.tasks)
+
+
+def cells_for(fed: Federation, client: ClientData | None) -> tuple[Cell, ...]:
+    """Every client's cells, a client's own first."""
+    first = own_cells(client) if client is not None else ()
+    rest = tuple(cell for other in fed.clients for cell in own_cells(other) if cell not in first)
+    return first + rest
+
+
+def cells_due(fed: Federation, client: ClientData, round_index: int) -> tuple[Cell, ...]:
+    """What to score for a client after a round: Self always, Others and Unseen as configured."""
+    options = fed.config.evaluation
+    last = round_index + 1 == fed.config.rounds
+    with_others = options.others and (last or not options.others_last_only)
+    cells = cells_for(fed, client) if with_others else own_cells(client)
+    if options.unseen and last:
+        cells += tuple(Cell("", task.name) for task in fed.benchmark.unseen)
+    return heads.measurable(fed, fed.backbone_of[client.client_id], cells)
