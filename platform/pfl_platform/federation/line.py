@@ -22,9 +22,10 @@ from pfl_platform.data import Benchmark, ClientData, Sample, TaskData
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Blend, Split
+from pfl_platform.federation.cells import own_cells
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.records import progress_of
-from pfl_platform.federation.rounds import Parts, context, own_cells, taken_in
+from pfl_platform.federation.rounds import Parts, context, taken_in
 from pfl_platform.federation.session import numerics, pins
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Task

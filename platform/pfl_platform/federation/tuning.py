@@ -22,9 +22,10 @@ from typing import Any
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.matrix import mean, values_of
+from pfl_platform.federation.cells import own_cells
 from pfl_platform.federation.checks import check_components, check_equal_adapters
 from pfl_platform.federation.components import Aggregator, Component, Federation
-from pfl_platform.federation.rounds import Parts, Progress, absorbed, own_cells, reply_task
+from pfl_platform.federation.rounds import Parts, Progress, absorbed, reply_task
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Outcome, Program
 from pfl_platform.ledger.costs import total

@@ -15,8 +15,8 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
+from pfl_platform.federation.records import progress_of
 from pfl_platform.federation.rounds import context, personal
-from pfl_platform.federation.session import progress_of
 from pfl_platform.federation.setup import backbone_options, build
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.store.memory import MemoryStore
