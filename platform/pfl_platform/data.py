@@ -51,7 +51,7 @@ class FilePicture:
                 return image.convert("RGB")
         except FileNotFoundError:
             raise UserError(f"The picture {self.path} does not exist.") from None
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, images.DecompressionBombError) as error:
             raise UserError(f"The picture {self.path} cannot be read: {error}.") from None
 
 
@@ -138,6 +138,17 @@ class Benchmark(Protocol):
 
     def digest(self) -> str:
         """Names the data's content; part of what resume and caches compare."""
+        ...
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """A benchmark that has something to say of its data before a run begins, such as test data that stand in training
+    data too."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences; none where there is nothing to say."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,50 @@ def link_out(tiny: Any) -> None:
     (tiny.root / PICTURE).symlink_to(outside)
 
 
+def linked(path: str) -> Change:
+    """The file or folder is moved out of the federation, with a link in its place."""
+
+    def apply(tiny: Any) -> None:
+        outside = tiny.root.parent / "outside"
+        (tiny.root / path).rename(outside)
+        (tiny.root / path).symlink_to(outside)
+
+    return apply
+
+
+def put_and_linked(path: str, text: str, name: str = "") -> Change:
+    def apply(tiny: Any) -> None:
+        tiny.put(path, text)
+        linked(name or path)(tiny)
+
+    return apply
+
+
+def clash(where: int) -> Change:
+    """Subset 1-2 of A at the first client, subset 2 of A-1 at the one given."""
+
+    def apply(tiny: Any) -> None:
+        for split in ("train", "test"):
+            for name in (f"A/{split}/dataset-1-2", f"A-1/{split}/dataset-2"):
+                tiny.records[name] = tiny.records[f"Sum/{split}/dataset-0"]
+        tiny.scenario[0]["datasets"][0] |= {"dataset": "A", "subset_id": "1-2"}
+        tiny.scenario[where]["datasets"][-1] |= {"dataset": "A-1", "subset_id": "2"}
+        tiny.write()
+
+    return apply
+
+
+def pixels(size: int) -> Change:
+    """A picture whose header says that it is so wide and so high."""
+
+    def apply(tiny: Any) -> None:
+        whole = (tiny.root / PICTURE).read_bytes()
+        header = b"IHDR" + size.to_bytes(4, "big") * 2 + whole[24:29]
+        (tiny.root / PICTURE).write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:])
+
+    return apply
+
+
 def link_to_itself(tiny: Any) -> None:
     (tiny.root / PICTURE).unlink()
     (tiny.root / PICTURE).symlink_to(tiny.root / PICTURE)
@@ -123,6 +168,16 @@ BAD: dict[str, tuple[Change, str]] = {  # the parts around the dots stand in the
         scenario(lambda s: s[0]["datasets"].append(s[0]["datasets"][0])),
         "'1' has the task 'Colour-0' twice",
     ),
+    "one name": (
+        clash(0),
+        "tiny.json: subset '1-2' of 'A' and subset '2' of 'A-1' would both be the task 'A-1-2'; rename",
+    ),
+    "one name at two clients": (clash(1), "subset '1-2' of 'A' and subset '2' of 'A-1' would both be the task 'A-1-2'"),
+    "key twice": (content(FILE, '[{"id": 1, "image": "a", "id": 2}]'), "dataset-0.json has the key 'id' twice"),
+    "key twice in a scenario": (
+        content("scenarios/tiny.json", '[{"client_id": 1, "datasets": [{"type": "a", "type": "b"}]}]'),
+        "scenarios/tiny.json has the key 'type' twice in one object.",
+    ),
     "unknown type": (task(type="multi"), "entry 0, task 2: the type 'multi' is unknown; it is 'multi-choice' or"),
     "type is no name": (task(type=["x"]), "task 2: the type ['x'] is unknown"),
     "metric is no name": (task(metric=1), "task 2: 'metric' is the name of a metric … a number"),
@@ -146,6 +201,23 @@ BAD: dict[str, tuple[Change, str]] = {  # the parts around the dots stand in the
     "empty picture": (content(PICTURE, ""), "record 3: the picture … train-3.png is broken or no picture"),
     "no picture": (content(PICTURE, "text"), "record 3: the picture … train-3.png is broken or no picture"),
     "link out": (link_out, "record 3: the picture … train-3.png leaves the root … through a link"),
+    "records link out": (linked(FILE), "train/dataset-0.json leaves the folder … tiny through a link."),
+    "folder of records links out": (linked("dataset/Sum/test"), "Sum/test/dataset-0.json leaves the folder"),
+    "scenario links out": (linked("scenarios/tiny.json"), "scenarios/tiny.json leaves the folder … through a link"),
+    "scenario by name links out": (
+        lambda tiny: (linked("scenarios/tiny.json")(tiny), {"scenario": "tiny"})[1],
+        "scenarios/tiny.json leaves the folder",
+    ),
+    "settings link out": (put_and_linked("defaults.yaml", "rounds: 1"), "defaults.yaml leaves the folder"),
+    "public set links out": (put_and_linked("public/a.json", "[]"), "public/a.json leaves the folder"),
+    "public folder links out": (put_and_linked("public/a.json", "[]", "public"), "tiny/public leaves the folder"),
+    "many pixels": (
+        options(max_pixels=143),
+        "train/dataset-0.json, record 0: the picture … has 12 x 12 pixels, and the benchmark option 'max_pixels' "
+        "allows 143; make it smaller.",
+    ),
+    "pixels that Pillow warns of": (pixels(13_000), "record 3: … has 13000 x 13000 pixels … allows 89,478,485"),
+    "pixels that Pillow refuses": (pixels(20_000), "record 3: … has 20000 x 20000 pixels … allows 89,478,485"),
     "picture is a folder": (record(2, image="dataset/Colour"), "record 2: the picture … Colour is no file"),
     "picture is a pipe": (pipe, "record 3: the picture … train-3.png is no file"),
     "null in a path": (record(2, image="a\0b"), "record 2: the picture path 'a\\x00b' holds a null character"),

@@ -57,3 +57,13 @@ class FolderBenchmark:
     def overlap_report(self) -> tuple[Overlap, ...]:
         """How many test records of each task stand in training data too; zero wherever the files are clean."""
         return self.overlap
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence on each task whose test records stand in training data; see `pfl_platform.data.Noting`."""
+        return tuple(
+            f"Of {line.num_test} test records of the task '{line.task}', {line.in_any_train} stand in training data "
+            f"too, {line.in_own_train} of them in the task's own."
+            for line in self.overlap
+            if line.in_any_train
+        )

@@ -1,4 +1,4 @@
-"""JSON files, with errors that say where."""
+"""JSON files, with errors that say where, and files that have to lie in a folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,31 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """The escape of one half of a character."""
 
 
+class _TwiceError(Exception):
+    """A key that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # which of the two values is meant, nobody can know
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+def confined(path: Path, root: Path) -> Path:
+    """`path`, if it still lies in `root` once links are followed."""
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # RuntimeError: links that go round in a circle
+        raise UserError(f"{path} cannot be read.") from None
+    if not inside:
+        raise UserError(f"{path} leaves the folder {root} through a link.")
+    return path
+
+
 def read_json(path: Path) -> Any:
-    """The content of a UTF-8 JSON file. Errors name the file and the position."""
+    """The content of a UTF-8 JSON file. Errors name the file and the position, or the key that an object has twice."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -22,9 +45,11 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}.") from None
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
         if _SURROGATE.search(text):
             json.dumps(content, ensure_ascii=False).encode()  # fails at a half that stands alone
+    except _TwiceError as error:
+        raise UserError(f"{path} has the key '{error}' twice in one object.") from None
     except UnicodeEncodeError:
         raise UserError(
             f"{path} holds half of a character (an escape such as \\ud83d without its second half); mend the text."

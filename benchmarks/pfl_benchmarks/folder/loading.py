@@ -10,6 +10,7 @@ from typing import Any
 
 from pfl_benchmarks.folder.benchmark import FolderBenchmark
 from pfl_benchmarks.folder.content import digest_of, samples_of
+from pfl_benchmarks.folder.files import confined
 from pfl_benchmarks.folder.options import FolderOptions
 from pfl_benchmarks.folder.pictures import Pictures
 from pfl_benchmarks.folder.public import FOLDER as PUBLIC
@@ -32,13 +33,19 @@ class _Loader:
 
     options: FolderOptions
     root: Path
-    pictures: Pictures = field(default_factory=Pictures)
+    pictures: Pictures
+    named: dict[str, tuple[str, str]] = field(default_factory=dict)
     read: dict[TaskSlot, tuple[list[Sample], list[Sample]]] = field(default_factory=dict)
     tasks: dict[TaskSlot, TaskData] = field(default_factory=dict)
 
     def read_tasks(self, client: ScenarioClient, scenario: Path) -> None:
         """Reads the record files of a client and notes their pictures."""
         for slot in client.tasks:
+            if (other := self.named.setdefault(slot.name, slot.data)) != slot.data:
+                both = " and ".join(f"subset '{subset}' of '{dataset}'" for dataset, subset in (other, slot.data))
+                raise UserError(
+                    f"{scenario}: {both} would both be the task '{slot.name}'; rename a data set or a subset."
+                )
             if slot not in self.read:
                 train = self._read_split(client, slot, "train", self.options.max_train, scenario)
                 self.read[slot] = (train, self._read_split(client, slot, "test", self.options.max_test, scenario))
@@ -49,6 +56,7 @@ class _Loader:
         file = slot.file(self.root, split)
         if not file.is_file():
             raise UserError(f"{scenario}: the client '{client.client_id}' needs {file}, which does not exist.")
+        confined(file, self.root)
         samples = read_records(file, self.root, f"{slot.name}/{split}", choices=slot.kind == "multi-choice")
         if not samples:
             raise UserError(f"The client '{client.client_id}' has no {split} data: {file} holds no record.")
@@ -97,7 +105,7 @@ def load(options: FolderOptions) -> FolderBenchmark:
     scenario = find_scenario(path, options.scenario)
     clients = read_scenario(scenario)
 
-    loader = _Loader(options, root)
+    loader = _Loader(options, root, Pictures(options.max_pixels))
     backbones = loader.backbones(clients, scenario)
     for client in clients:
         loader.read_tasks(client, scenario)
@@ -110,7 +118,7 @@ def load(options: FolderOptions) -> FolderBenchmark:
         for client, backbone in zip(clients, backbones, strict=True)
     )
     unseen_tasks = tuple(loader.tasks[slot] for slot in unseen)
-    public = options.public or (path / PUBLIC if (path / PUBLIC).is_dir() else None)
+    public = options.public or (confined(path / PUBLIC, path) if (path / PUBLIC).is_dir() else None)
     sets = _public_sets(options, public, samples_of(loader.tasks.values()), loader.pictures) if public else {}
     content = digest_of(data, unseen_tasks, sets, loader.pictures)
     fixed = FixedBenchmark(path.resolve().name, data, content, unseen_tasks, _proposed(path, clients), sets)
@@ -119,12 +127,12 @@ def load(options: FolderOptions) -> FolderBenchmark:
 
 def _read_unseen(loader: _Loader, clients: Sequence[ScenarioClient]) -> list[TaskSlot]:
     """Reads the tasks of the scenario files that the option `unseen` names; clients may not train on them."""
-    trained = {slot.name for client in clients for slot in client.tasks}
+    trained = {slot.data for client in clients for slot in client.tasks}
     unseen: dict[TaskSlot, None] = {}
     for name in loader.options.unseen:
         file = find_scenario(loader.options.path or loader.root, name)
         for client in read_scenario(file):
-            if clash := next((slot.name for slot in client.tasks if slot.name in trained), None):
+            if clash := next((slot.name for slot in client.tasks if slot.data in trained), None):
                 raise UserError(
                     f"{file}: the task '{clash}' is not unseen, as a client of this federation trains on it."
                 )
@@ -151,7 +159,7 @@ def _only_public(options: FolderOptions) -> FolderBenchmark:
     """Public sets for a benchmark that has its clients from elsewhere."""
     if options.public is None:
         raise UserError("The benchmark 'folder' needs the option 'path': the folder of your federation.")
-    pictures = Pictures()
+    pictures = Pictures(options.max_pixels)
     sets = _public_sets(options, options.public, (), pictures)
     content = digest_of((), (), sets, pictures)
     return FolderBenchmark(FixedBenchmark(options.public.stem, (), content, public_sets=sets), options, pictures)
@@ -160,7 +168,7 @@ def _only_public(options: FolderOptions) -> FolderBenchmark:
 def _proposed(path: Path, clients: Sequence[ScenarioClient]) -> Mapping[str, Any]:
     """Run settings in the folder's `defaults.yaml`, if there is one, and what the scenario says of single clients."""
     file = path / DEFAULTS
-    settings = read_settings(file) if file.is_file() else {}
+    settings = read_settings(confined(file, path)) if file.is_file() else {}
     if unknown := next((key for key in settings if key not in PROPOSABLE), None):
         raise UserError(f"{file}: a benchmark cannot propose '{unknown}'." + nearest(unknown, PROPOSABLE))
     own = {client.client_id: {"adapter": dict(client.adapter)} for client in clients if client.adapter}

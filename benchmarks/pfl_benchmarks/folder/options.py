@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from pfl_benchmarks.folder.pictures import Check
+from pfl_benchmarks.folder.pictures import MOST_PIXELS, Check
 
 
 def _names(value: object) -> object:
@@ -34,6 +34,7 @@ class FolderOptions(BaseModel):
     public: Path | None = Field(None, description="public record file or folder; default: `public/` in the folder")
     public_size: int | None = Field(None, ge=1, description="records read per public set; default: all")
     public_root: Path | None = Field(None, description="what the public set's picture paths are relative to")
+    max_pixels: int = Field(MOST_PIXELS, ge=1, description="a picture with more pixels is refused")
     check: Check = Field(
         "auto", description="auto: decode the first 5,000 pictures, read beginning and end of the rest; full; header"
     )

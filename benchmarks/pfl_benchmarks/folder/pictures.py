@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pfl_platform.data import FilePicture, Sample
 from pfl_platform.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Check = Literal["auto", "full", "header"]
 FULL_CHECK_LIMIT = 5_000
 """So many pictures `auto` decodes, the ones that records name first; of the rest it reads beginning and end."""
+MOST_PIXELS = 89_478_485
+"""More pixels than this Pillow takes for an attack: a quarter of a gibibyte as RGB."""
 END_MARKS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b"\x3b"}
 """What the last bytes of a whole file are, by Pillow's name of the format."""
 SIZE_FIELDS = {"WEBP": (4, 8), "BMP": (2, 0)}
@@ -22,9 +28,14 @@ SIZE_FIELDS = {"WEBP": (4, 8), "BMP": (2, 0)}
 
 
 class Pictures:
-    """Picture files, each with its root and the record that names it first: added, then checked once."""
+    """Picture files, each with its root and the record that names it first: added, then checked once.
 
-    def __init__(self) -> None:
+    max_pixels: a picture with more is refused. Where that is above Pillow's own limit, Pillow's is raised to it for the
+    whole process, as pictures are opened again when they are used.
+    """
+
+    def __init__(self, max_pixels: int = MOST_PIXELS) -> None:
+        self._max_pixels = max_pixels
         self._named_at: dict[Path, tuple[str, Path]] = {}
         self._checked: set[Path] = set()
         self._sizes: dict[Path, int] = {}
@@ -38,7 +49,7 @@ class Pictures:
                 self._named_at.setdefault(path, (f"{file}, record {index}", root))
 
     def check(self, how: Check) -> None:
-        """Every picture exists inside the root and is whole.
+        """Every picture exists inside the root, is not too large, and is whole.
 
         `full` decodes it and remembers its fingerprint. `header` reads its beginning and its end, which finds a file
         that was cut off but not one with a damaged middle; where the end says nothing, the file is decoded after all.
@@ -60,23 +71,44 @@ class Pictures:
             self._checked.add(path)
 
     def _decode(self, path: Path, where: str, *, full: bool) -> None:
-        from PIL import Image
-
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd metadata does no harm to pixels
                 if full:
                     data = path.read_bytes()
-                    with Image.open(io.BytesIO(data)) as image:
+                    with self._opened(io.BytesIO(data), path, where) as image:
                         image.load()
                     self._fingerprints[path] = hashlib.sha256(data).hexdigest()
                     self._decoded.add(path)
                 else:
-                    with Image.open(path) as image:
+                    with self._opened(path, path, where) as image:
                         if not self._ends(path, image.format or ""):
                             image.load()
+        except UserError:
+            raise
         except Exception as error:  # decoders raise many types; each means that this file is no whole picture
-            raise UserError(f"{where}: the picture {path} is broken or no picture: {error}.") from None
+            raise UserError(f"{where}: the picture {path} is broken or no picture: {str(error).rstrip('.')}.") from None
+
+    @contextmanager
+    def _opened(self, source: Path | io.BytesIO, path: Path, where: str) -> Iterator[Image]:
+        """The picture before its pixels are decoded. Its size is looked at here and not by Pillow, which only warns of
+        some large pictures and says of others that they are an attack."""
+        from PIL import Image as images
+
+        limit = images.MAX_IMAGE_PIXELS
+        images.MAX_IMAGE_PIXELS = None
+        try:
+            image = images.open(source)
+        finally:
+            images.MAX_IMAGE_PIXELS = limit if limit is None else max(limit, self._max_pixels)
+        with image:
+            width, height = image.size
+            if width * height > self._max_pixels:
+                raise UserError(
+                    f"{where}: the picture {path} has {width} x {height} pixels, and the benchmark option 'max_pixels' "
+                    f"allows {self._max_pixels:,}; make it smaller."
+                )
+            yield image
 
     def _ends(self, path: Path, form: str) -> bool:
         """Whether the file ends as a whole one does. False where it cannot be told: bytes may follow the mark."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
+from pfl_benchmarks.folder.files import confined
 from pfl_benchmarks.folder.pictures import Check, Pictures
 from pfl_benchmarks.folder.records import read_records
 from pfl_benchmarks.folder.splits import capped, content_keys
@@ -23,7 +24,7 @@ def public_files(path: Path) -> list[Path]:
     files = sorted(folder.glob("*.json"))
     if not files:
         raise UserError(f"The public set {path} is neither a record file nor a folder with record files (*.json).")
-    return files
+    return [confined(file, path) for file in files]
 
 
 def picture_root(file: Path) -> Path:

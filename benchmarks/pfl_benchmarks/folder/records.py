@@ -17,16 +17,22 @@ from pfl_platform.errors import UserError
 
 
 def read_records(path: Path, root: Path, prefix: str, *, choices: bool) -> list[Sample]:
-    """The samples of a record file, in file order. Sample ids start with `prefix` and are unique in the file.
+    """The samples of a record file, in file order. Sample ids start with `prefix` and are unique in the file:
+    an id that several records have is followed by `#` and the record's index.
 
     root: what picture paths are relative to. choices: look for the options of multi-choice questions.
     """
     records = read_list(path, "records")
     ids = [record.get("id", index) if isinstance(record, dict) else index for index, record in enumerate(records)]
     repeats = Counter(str(record_id) for record_id in ids)
+    own = {record_id for record_id, count in repeats.items() if count == 1}
     samples = []
     for index, (record_id, record) in enumerate(zip(ids, records, strict=True)):
-        name = str(record_id) if repeats[str(record_id)] == 1 else f"{record_id}#{index}"
+        name = str(record_id)
+        if name not in own:
+            name = f"{name}#{index}"
+            while name in own:  # another record is called so by itself; an index at the end is in no other made name
+                name = f"{name}#{index}"
         samples.append(sample_of(record, f"{path}, record {index}", root, f"{prefix}/{name}", choices=choices))
     return samples
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from pfl_benchmarks.folder.files import kind_of, read_list
+from pfl_benchmarks.folder.files import confined, kind_of, read_list
 from pfl_platform.data import Kind
 from pfl_platform.errors import UserError, nearest
 
@@ -37,6 +37,11 @@ class TaskSlot:
     def name(self) -> str:
         return f"{self.dataset}-{self.subset}"
 
+    @property
+    def data(self) -> tuple[str, str]:
+        """What is read, whatever its kind and metric."""
+        return self.dataset, self.subset
+
     def file(self, root: Path, split: str) -> Path:
         """The record file of a split, `train` or `test`."""
         return root / "dataset" / self.dataset / split / f"dataset-{self.subset}.json"
@@ -54,7 +59,10 @@ class ScenarioClient:
 
 
 def find_scenario(root: Path, name: str | None) -> Path:
-    """The scenario file: `name` as a path or below `scenarios/` (with or without `.json`), else the only one there."""
+    """The scenario file: `name` as a path or below `scenarios/` (with or without `.json`), else the only one there.
+
+    What is there, and what a name without separators finds there, has to lie in `root`; a path may lead anywhere.
+    """
     known = {path.name: path for path in sorted((root / "scenarios").glob("*.json")) if not _is_task_list(path)}
     if (single := root / "scenario.json").is_file():
         known.setdefault(single.name, single)
@@ -65,14 +73,15 @@ def find_scenario(root: Path, name: str | None) -> Path:
             stems = [path.stem for path in known.values()]
             hint = nearest(name.removesuffix(".json"), stems) if stems else ""
             raise UserError(f"The scenario '{name}' is neither a file nor below {root / 'scenarios'}.{hint}")
-        return found
+        is_path = found == places[0] or len(Path(name).parts) > 1
+        return found if is_path else confined(found, root)
     place = root / "scenarios"
     if not known:
         raise UserError(f"{root} has no scenario: put one into {place} or name it with the option 'scenario'.")
     if len(known) > 1:
         names = ", ".join(sorted(known))
         raise UserError(f"{root} has several scenarios; choose one with the option 'scenario': {names}.")
-    return next(iter(known.values()))
+    return confined(next(iter(known.values())), root)
 
 
 def read_scenario(path: Path) -> tuple[ScenarioClient, ...]:
@@ -123,8 +132,8 @@ def _client(entry: Any, where: str) -> ScenarioClient:
     )
     if not tasks:
         raise UserError(f"{where}: the client '{client_id}' has no task.")
-    names = [task.name for task in tasks]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    data = [task.data for task in tasks]
+    if twice := next((task.name for task in tasks if data.count(task.data) > 1), None):
         raise UserError(f"{where}: the client '{client_id}' has the task '{twice}' twice.")
     return ScenarioClient(client_id, model_id, tasks, adapter)
 

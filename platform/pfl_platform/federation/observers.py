@@ -13,7 +13,7 @@ from pfl_platform.federation.tasks import Outcome, Task
 @dataclass(frozen=True)
 class RunInfo:
     """What an observer may know at the start. `rounds_done` is above 0 after a resume. Where clients count in epochs,
-    `local_steps` is 0."""
+    `local_steps` is 0. `notes` are sentences of the benchmark's on its data."""
 
     folder: Path | None
     method: str
@@ -23,6 +23,7 @@ class RunInfo:
     local_steps: int
     rounds_done: int = 0
     local_epochs: int = 0
+    notes: Sequence[str] = ()
 
 
 class Observer:

@@ -16,7 +16,7 @@ import torch
 
 from pfl_platform.adapters.export import save_personal
 from pfl_platform.config import Choice, RunConfig
-from pfl_platform.data import Benchmark
+from pfl_platform.data import Benchmark, Noting
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
@@ -37,7 +37,7 @@ from pfl_platform.federation.rounds import (
     prepare,
     select,
 )
-from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.setup import Setup, build, public_digest
 from pfl_platform.federation.tasks import Cost, Outcome, Task
 from pfl_platform.ledger.costs import total
 from pfl_platform.plugins import PluginManager, available
@@ -104,6 +104,8 @@ def pinned(config: RunConfig) -> RunConfig:
 def pins(setup: Setup) -> dict[str, Any]:
     """What must not change between a run's start and whoever goes on with it; see `pfl_platform.store.pins`."""
     engine, others = setup.config.engine, setup.parts.others(setup.federation(MemoryStore()))
+    # A set of the benchmark's that was not named is in the benchmark's digest.
+    named = {} if setup.config.public.name is None else {"public": public_digest(setup.public())}
     return pins_of(
         threads=engine.threads,
         benchmark=setup.benchmark.digest(),
@@ -111,6 +113,7 @@ def pins(setup: Setup) -> dict[str, Any]:
         packages=packages_of(setup),
         dtype=engine.dtype,
         device=setup.load(next(iter(setup.backbone_of.values()))).device.type,
+        **named,
     )
 
 
@@ -280,6 +283,7 @@ class _Run:
             0 if config.local_epochs else config.local_steps,
             done,
             config.local_epochs,
+            tuple(setup.benchmark.notes) if isinstance(setup.benchmark, Noting) else (),
         )
         for observer in self.observers:
             observer.run_started(info)

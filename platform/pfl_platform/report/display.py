@@ -28,6 +28,11 @@ def headline(info: RunInfo) -> str:
     return f"{info.method} on {info.benchmark}: {len(info.clients)} clients, {info.rounds} rounds of {amount}{resumed}"
 
 
+def notes(info: RunInfo) -> list[str]:
+    """What the benchmark says of its data, a line each; not again where a run goes on."""
+    return [] if info.rounds_done else [f"note: {line}" for line in info.notes]
+
+
 class PlainProgress(Tracker):
     """One line per round and per new kind of stage, and one now and then while nothing ends. Lines are whole: each is
     written and flushed at once."""
@@ -41,7 +46,8 @@ class PlainProgress(Tracker):
 
     def run_started(self, info: RunInfo) -> None:
         super().run_started(info)
-        self._say(headline(info))
+        for line in (headline(info), *notes(info)):
+            self._say(line)
 
     def stage_started(self, stage: str, round_index: int, tasks: Sequence[Task]) -> None:
         super().stage_started(stage, round_index, tasks)
@@ -96,6 +102,8 @@ class LiveProgress(Tracker):
     def run_started(self, info: RunInfo) -> None:
         super().run_started(info)
         self._console.print(headline(info), style="bold")
+        for line in notes(info):
+            self._console.print(line, markup=False)
         self._live = Live(
             get_renderable=self._frame, console=self._console, refresh_per_second=_REFRESHES, transient=True
         )

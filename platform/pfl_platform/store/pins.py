@@ -1,7 +1,7 @@
 """What a run was begun with, so that it is not finished with something else without a word.
 
 Versions, thread count, data and backbones decide the last bits of every number. They are written when a run is created
-and compared when it is resumed. Nothing here imports torch.
+and compared when it is resumed. A public set that was named counts among the data. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
             return f"The run began with {before} torch threads; here there are {after}."
         case ("benchmark",):
             return "The benchmark's data are not those that the run began with."
+        case ("public",) if "nothing" not in (before, after):
+            return "The public set is not the one that the run began with."
         case ("backbones", name) if "nothing" not in (before, after):
             return f"The weights of the backbone '{name}' are not those that the run began with."
         case _:

@@ -1,7 +1,8 @@
 """The folder that holds everything of one run.
 
     config.yaml              the resolved configuration
-    run.json                 {"format", "created", "pins": {"versions", "threads", "benchmark", "backbones", ...}}
+    run.json                 {"format", "created", "pins": {"versions", "threads", "benchmark", "backbones", ...}},
+                             with the pin "public" where a public set was named
     prepare.json             what preparation left (frozen addresses per backbone, ...); absent until it has ended
     rounds/0000.json ...     one file per finished round; see `pfl_platform.federation.records.round_record`
     tuning.json              what tuning tried and chose, when settings are tuned; tuning/000 ... runs of candidates
