@@ -247,6 +247,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     monkeypatch.setattr(pfl_platform.federation, "session", fake, raising=False)
     monkeypatch.setattr(running, "_check", lambda runs: None)
+    monkeypatch.setattr(running, "_check_results", lambda file, value: None)
     monkeypatch.setattr(running, "_print_results", lambda results: print([item["method"] for item in results]))
     return fake
 

@@ -67,6 +67,7 @@ def run(
     config = pinned(config)
     setup = build(config, manager, benchmark)
     tuning.check(setup, manager, candidates(config))
+    _observers(setup.config, manager, quiet)  # whatever is wrong with their options shows before anything is written
     folder = RunFolder.create(out, config, pins(setup))
     return _continue(Call(manager, benchmark, quiet, out), setup, folder)
 
