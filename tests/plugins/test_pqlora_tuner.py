@@ -76,9 +76,9 @@ def llama() -> LlamaForCausalLM:
     return model
 
 
-def adapted(**changes: object) -> PeftModel:
+def adapted(dtype: torch.dtype = torch.float32, **changes: object) -> PeftModel:
     """A toy with a PQ-LoRA of rank 2 in every linear map, P and Q away from zero."""
-    model = get_peft_model(toy(), PQLoraConfig(r=2, lora_alpha=6, target_modules=TARGETS, **changes))
+    model = get_peft_model(toy(dtype), PQLoraConfig(r=2, lora_alpha=6, target_modules=TARGETS, **changes))
     fill(model, "adapter")
     return model
 
@@ -341,26 +341,28 @@ def test_double_precision_base_gets_a_double_precision_adapter() -> None:
 
 @pytest.mark.parametrize("safe", [False, True])
 def test_merge_and_unload_gives_a_plain_model_with_the_same_outputs(safe: bool) -> None:
-    model = adapted()
-    expected = model(x())
+    model = adapted(torch.float64)
+    expected = model(x().double())
     merged = model.merge_and_unload(safe_merge=safe)
     assert not any(isinstance(module, PQLinear) for module in merged.modules())
-    torch.testing.assert_close(merged(x()), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(merged(x().double()), expected, atol=1e-12, rtol=1e-12)
     # B Q needs a bias, also where the base has none.
     assert merged.layers[0].down_proj.bias is not None
 
 
 def test_unmerging_restores_weights_and_the_missing_bias() -> None:
-    model = adapted()
-    expected = model(x())
+    model = adapted(torch.float64)
+    expected = model(x().double())
     model.merge_adapter()
     layer = model.get_submodule("base_model.model.layers.0.down_proj")
     assert layer.base_layer.bias is not None
-    torch.testing.assert_close(model(x()), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(x().double()), expected, atol=1e-12, rtol=1e-12)
     model.unmerge_adapter()
     assert layer.base_layer.bias is None
-    torch.testing.assert_close(model(x()), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(layer.base_layer.weight, toy().layers[0].down_proj.weight, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(x().double()), expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        layer.base_layer.weight, toy(torch.float64).layers[0].down_proj.weight, atol=1e-14, rtol=0
+    )
     with pytest.warns(UserWarning, match="Already unmerged"):
         layer.unmerge()
 
