@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import AdapterType, Keys, Mix, MixFactory, Slot, Tensors
+from pfl_platform.adapters.surfaces import AdapterType, Keys, Mix, MixFactory, Site, Slot, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Benchmark, ClientData, Sample
-from pfl_platform.errors import UserError
+from pfl_platform.errors import UserError, nearest
 from pfl_platform.evaluation.surfaces import InferenceRecipe
 from pfl_platform.federation.tasks import Address, Program, Share, Store
-from pfl_platform.training.surfaces import Optim, Phase, Source, Statistic
+from pfl_platform.training.surfaces import After, Optim, Phase, Source, Statistic, Step
 
 if TYPE_CHECKING:
     from pfl_platform.config import RunConfig
@@ -90,6 +90,13 @@ class Federation:
                 return f"that of client '{first}' has {values[0]} and that of client '{other}' {values[1]}"
         return None
 
+    def check_names(self, option: str, names: Iterable[str]) -> None:
+        """Refuses an option that is given per client and names one that is not there."""
+        known = [client.client_id for client in self.clients]
+        for name in names:
+            if name not in known:
+                raise UserError(f"{option} names '{name}', which is no client." + nearest(name, known))
+
     @property
     def clients(self) -> tuple[ClientData, ...]:
         return self.benchmark.clients
@@ -132,6 +139,29 @@ class ClientContext:
     def first_step(self) -> int:
         return self.round_index * self.local_steps
 
+    @property
+    def adapter(self) -> AdapterType:
+        """The client's adapter type, with its own options."""
+        return self.fed.adapter_of(self.client.client_id)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The maps of the client's backbone that are adapted."""
+        return self.adapter.sites(self.fed.load(self.backbone))
+
+    def start(self, *slots: str, seed: int | None = None) -> dict[str, Tensor]:
+        """Params of slots before any training: the same numbers in each of them, and at every client whose backbone
+        and adapter are the same. Drawn from the run's seed, or from another."""
+        backbone, seed = self.fed.load(self.backbone), self.fed.seed if seed is None else seed
+        return {key: value for slot in slots for key, value in self.adapter.initial(backbone, slot, seed).items()}
+
+    def phase(
+        self, *steps: Step, name: str = "local", amount: int | None = None, first: int = 0, after: After | None = None
+    ) -> Phase:
+        """A phase on the client's own stream: of the round's local steps, all or `amount` of them, `first` on."""
+        amount = self.local_steps if amount is None else amount
+        return Phase(name, steps, amount, self.source, self.fed.config.training.micro_batch, after, first)
+
 
 class Component:
     """Shared by objectives, aggregators and personalizers."""
@@ -167,13 +197,13 @@ class Objective(Component):
         """Keys that go up."""
 
     @property
-    @abstractmethod
     def down(self) -> tuple[Share, ...]:
-        """Keys that come down."""
+        """Keys that come down; those that go up when nothing else is said."""
+        return self.up
 
-    @abstractmethod
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        """The client's state before its first round."""
+        """The client's state before its first round: every slot as the adapter type starts it."""
+        return ctx.start(*(slot.name for slot in self.slots))
 
     @abstractmethod
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]: ...

@@ -137,19 +137,23 @@ class OpenSource(Protocol):
         ...
 
 
+After: TypeAlias = Callable[[dict[str, Tensor], Tensors], Mapping[str, Tensor]]
+"""(params that were trained, `View.refs`) -> params to keep in their place."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """`amount` batches; every step of a phase sees the same batch. `micro_batch` rows per forward (0: the whole
     batch). `first`: number of batches that earlier phases of the task have taken from the same data; this one goes on
     there, in the data and in the learning rate's schedule. `after`: replaces the params that were trained, and may set
-    others, from (trained params, `View.refs`)."""
+    others."""
 
     name: str
     steps: tuple[Step, ...]
     amount: int
     data: Source
     micro_batch: int = 0
-    after: Callable[[dict[str, Tensor], Tensors], Mapping[str, Tensor]] | None = None
+    after: After | None = None
     first: int = 0
 
     def describe(self) -> Mapping[str, Any]:

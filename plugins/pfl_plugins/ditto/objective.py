@@ -8,7 +8,6 @@ from dataclasses import replace
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Mix, Slot, Tensors, renamed
-from pfl_platform.errors import UserError, nearest
 from pfl_platform.federation.components import ClientContext, Federation, Objective
 from pfl_platform.federation.tasks import Share, shares_of
 from pfl_platform.training.losses import answers_under
@@ -34,33 +33,22 @@ class Ditto(Objective):
         return shares_of(GLOBAL) + (shares_of(LOCAL) if self.config.official_leak else ())
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
-
-    @property
     def mix(self) -> Mix:
         return {LOCAL: 1.0}
 
     def check(self, fed: Federation) -> None:
         """Lambdas are given for clients that exist."""
-        known = [client.client_id for client in fed.clients]
-        for name in self.config.lams:
-            if name not in known:
-                raise UserError(f"objective.lams names '{name}', which is no client." + nearest(name, known))
-
-    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
-        return {**adapter.initial(backbone, GLOBAL, ctx.fed.seed), **adapter.initial(backbone, LOCAL, ctx.fed.seed)}
+        fed.check_names("objective.lams", self.config.lams)
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        adapter = ctx.fed.adapter_of(ctx.client.client_id)
+        adapter = ctx.adapter
         lam = self.config.lams.get(ctx.client.client_id, self.config.lam)
         everybody = Step(
             adapter.trainable(GLOBAL), answers_under({GLOBAL: 1.0}), replace(ctx.optim, moments="reset"), name="global"
         )
         optim = replace(ctx.optim, moments="reset" if self.config.official_leak else ctx.optim.moments)
         own = Step(adapter.trainable(LOCAL), answers_under(self.mix), optim, near(lam), "local")
-        return (Phase("local", (everybody, own), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+        return (ctx.phase(everybody, own),)
 
 
 def near(lam: float) -> Penalty:

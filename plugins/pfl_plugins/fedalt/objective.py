@@ -48,12 +48,11 @@ class FedALT(Objective):
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
         """There is no rest of the world yet: it starts as an adapter that does nothing, and so does the local one."""
-        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
-        slots = {**adapter.initial(backbone, LOCAL, ctx.fed.seed), **adapter.initial(backbone, ROW, ctx.fed.seed)}
+        slots = ctx.start(LOCAL, ROW)
         if self.config.mixer == "fixed":
             return slots
         mixers = {}
-        for site in adapter.sites(backbone):
+        for site in ctx.sites:
             weight = torch.zeros(2, site.in_features)
             if self.config.mixer_start == "official_uniform":
                 generator = torch_rng(ctx.fed.seed, MIXER, site.name)
@@ -62,7 +61,5 @@ class FedALT(Objective):
         return {**slots, **mixers}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        adapter = ctx.fed.adapter_of(ctx.client.client_id)
-        train = Keys(*adapter.trainable(LOCAL).patterns, f"{MIXER}/*")
-        step = Step(train, answers_under(self.mix), ctx.optim)
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+        train = Keys(*ctx.adapter.trainable(LOCAL).patterns, f"{MIXER}/*")
+        return (ctx.phase(Step(train, answers_under(self.mix), ctx.optim)),)

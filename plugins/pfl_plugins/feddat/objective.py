@@ -35,18 +35,9 @@ class FedDAT(Objective):
         return shares_of(GLOBAL)
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
-
-    @property
     def mix(self) -> Mix:
         """The teacher, which is the personal model."""
         return {LOCAL: self.config.local_share, ANCHOR: 1.0 - self.config.local_share}
-
-    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
-        first = [adapter.initial(backbone, slot, ctx.fed.seed) for slot in (GLOBAL, LOCAL, ANCHOR)]
-        return {**first[0], **first[1], **first[2]}
 
     def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
         """a_2 is a copy of what came down, whether it was sent or only the others' part of it was."""
@@ -54,11 +45,10 @@ class FedDAT(Objective):
         return {**received, **renamed(received, GLOBAL, ANCHOR)}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        adapter = ctx.fed.adapter_of(ctx.client.client_id)
+        adapter = ctx.adapter
         shared = Step(adapter.trainable(GLOBAL), self.shared_loss, replace(ctx.optim, moments="reset"), name="shared")
         teacher = Step(adapter.trainable(LOCAL), self.teacher_loss, ctx.optim, name="teacher")
-        micro = ctx.fed.config.training.micro_batch
-        return (Phase("local", (shared, teacher), ctx.local_steps, ctx.source, micro),)
+        return (ctx.phase(shared, teacher),)
 
     def shared_loss(self, view: View) -> Tensor:
         """a_1 learns from the answers and from the teacher, which is run without gradient."""

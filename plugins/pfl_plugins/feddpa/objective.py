@@ -35,10 +35,6 @@ class FedDPA(Objective):
         return shares_of(GLOBAL) + (shares_of(LOCAL) if self.config.official_leak else ())
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
-
-    @property
     def mix(self) -> Mix:
         return {LOCAL: self.config.alpha, GLOBAL: 1.0 - self.config.alpha}
 
@@ -64,11 +60,10 @@ class FedDPA(Objective):
             raise UserError("FedDPA-F sends nothing while it trains local adapters; official_leak is for variant T.")
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
-        common = adapter.initial(backbone, GLOBAL, ctx.fed.seed)
+        """T: the local adapter is drawn elsewhere. F: it is the global one until fine-tuning begins."""
         if self.config.variant == "F":
-            return {**common, **renamed(common, GLOBAL, LOCAL)}
-        return {**common, **adapter.initial(backbone, LOCAL, seed_of(ctx.fed.seed, "personal"))}
+            return ctx.start(GLOBAL, LOCAL)
+        return {**ctx.start(GLOBAL), **ctx.start(LOCAL, seed=seed_of(ctx.fed.seed, "personal"))}
 
     def tuning(self, ctx: ClientContext) -> int:
         """F: how many rounds of fine-tuning lie behind, counted from 0 in the first; negative before."""
@@ -89,25 +84,20 @@ class FedDPA(Objective):
         return received if self.config.variant == "T" else {**received, **renamed(received, GLOBAL, LOCAL)}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        adapter, config = ctx.fed.adapter_of(ctx.client.client_id), self.config
-        micro, total, data = ctx.fed.config.training.micro_batch, ctx.local_steps, ctx.source
+        adapter, config, total = ctx.adapter, self.config, ctx.local_steps
         alone = Step(adapter.trainable(GLOBAL), answers_under({GLOBAL: 1.0}), replace(ctx.optim, moments="reset"))
         keeps = "reset" if config.official_leak else ctx.optim.moments
         optim = replace(ctx.optim, moments=keeps)
         if config.variant == "F":
             if self.tuning(ctx) < 0:  # so far the personal model is the global one
-                return (Phase("global", (alone,), total, data, micro, copied),)
-            return (
-                Phase(
-                    "local", (Step(adapter.trainable(LOCAL), answers_under({LOCAL: 1.0}), optim),), total, data, micro
-                ),
-            )
+                return (ctx.phase(alone, name="global", after=copied),)
+            return (ctx.phase(Step(adapter.trainable(LOCAL), answers_under({LOCAL: 1.0}), optim)),)
         first = config.order == "local_first"
         mix = {LOCAL: 1.0} if first and ctx.round_index == 0 else self.mix
         beside = Step(adapter.trainable(LOCAL), answers_under(mix), optim)
         count = min(max(1, int(total * config.local_share)), total - 1)
-        local = Phase("local", (beside,), count, data, micro, first=0 if first else total - count)
-        shared = Phase("global", (alone,), total - count, data, micro, first=count if first else 0)
+        local = ctx.phase(beside, amount=count, first=0 if first else total - count)
+        shared = ctx.phase(alone, name="global", amount=total - count, first=count if first else 0)
         return (local, shared) if first else (shared, local)
 
 

@@ -37,20 +37,12 @@ class FedIT(Objective):
         return shares_of(SLOT)
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
-
-    @property
     def mix(self) -> Mix:
         return {SLOT: 1.0}
 
-    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        return ctx.fed.adapter.initial(ctx.fed.load(ctx.backbone), SLOT, ctx.fed.seed)
-
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         optim = replace(ctx.optim, moments="reset")
-        step = Step(ctx.fed.adapter.trainable(SLOT), answers_under(self.mix), optim)
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+        return (ctx.phase(Step(ctx.adapter.trainable(SLOT), answers_under(self.mix), optim)),)
 
 
 class FedAvg(Aggregator):

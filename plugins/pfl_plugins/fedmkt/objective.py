@@ -47,18 +47,13 @@ class FedMKT(Objective):
         """The public set is there."""
         PublicSet.of(fed, self.config.samples)
 
-    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        adapter = ctx.fed.adapter_of(ctx.client.client_id)
-        return adapter.initial(ctx.fed.load(ctx.backbone), SLOT, ctx.fed.seed)
-
     def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
         """Predictions are read from the message and not kept."""
         return state
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        fed, name = ctx.fed, ctx.client.client_id
-        train, micro = fed.adapter_of(name).trainable(SLOT), fed.config.training.micro_batch
-        private = Phase("local", (Step(train, answers_under(MIX), ctx.optim),), ctx.local_steps, ctx.source, micro)
+        fed, name, train = ctx.fed, ctx.client.client_id, ctx.adapter.trainable(SLOT)
+        private = ctx.phase(Step(train, answers_under(MIX), ctx.optim))
         if ctx.round_index == 0:  # the server has not heard of anybody yet
             return (private,)
         config, training = self.config, fed.config.training
@@ -70,7 +65,8 @@ class FedMKT(Objective):
             f"taught {name} {ctx.round_index}",
         )
         optim = Optim(config.lr, clip=training.clip, moments="reset")
-        taught = Phase("taught", (Step(train, lesson, optim),), source.steps(config.epochs), source, micro)
+        step = Step(train, lesson, optim)
+        taught = Phase("taught", (step,), source.steps(config.epochs), source, training.micro_batch)
         return (taught, private)
 
     def statistics(self, ctx: ClientContext) -> tuple[Statistic, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Keys, Mix, MixFactory, Slot, Tensors, renamed, shared
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Federation, Needs, Objective
-from pfl_platform.federation.tasks import Address, Program, Share
+from pfl_platform.federation.tasks import Address, Program, Share, shares_of
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Statistic, Step
 from pfl_plugins.fedmosaic.align import align, needs_alignment
@@ -40,16 +40,11 @@ class FedMosaic(Objective):
 
     @property
     def up(self) -> tuple[Share, ...]:
-        return (
-            Share(shared("local", "all"), "all"),
-            Share(shared("local", "backbone"), "backbone"),
-            Share(Keys(SKETCH), "all"),
-            Share(Keys(OWN_SKETCH), "backbone"),
-        )
+        return (*shares_of("local"), Share(Keys(SKETCH), "all"), Share(Keys(OWN_SKETCH), "backbone"))
 
     @property
     def down(self) -> tuple[Share, ...]:
-        return (Share(shared("global", "all"), "all"), Share(shared("global", "backbone"), "backbone"))
+        return shares_of("global")
 
     @property
     def needs(self) -> Needs:
@@ -75,14 +70,12 @@ class FedMosaic(Objective):
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
         """Alg. 1: local and global start from the same aligned adapter; beta = 0."""
-        backbone = ctx.fed.load(ctx.backbone)
-        local = ctx.fed.adapter.initial(backbone, "local", ctx.fed.seed)
         gates = {
             f"{GATE}/{site.name}/{name}": parameter.detach().clone()
-            for site in ctx.fed.adapter.sites(backbone)
+            for site in ctx.sites
             for name, parameter in self.mixes[GATE](site).named_parameters()
         }
-        return {**local, **renamed(local, "local", "global"), **gates}
+        return {**ctx.start("local", "global"), **gates}
 
     def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
         """G_i. Conventional layers that the server did not send, because nobody shares this backbone, are the
@@ -91,9 +84,8 @@ class FedMosaic(Objective):
         return {**state, **own, **reply}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        train = Keys(*ctx.fed.adapter.trainable("local").patterns, f"{GATE}/*")
-        step = Step(train, answers_under(self.mix), ctx.optim)
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+        train = Keys(*ctx.adapter.trainable("local").patterns, f"{GATE}/*")
+        return (ctx.phase(Step(train, answers_under(self.mix), ctx.optim)),)
 
     def statistics(self, ctx: ClientContext) -> tuple[Statistic, ...]:
         model = self.small_model(ctx.fed) if self.config.gradient_from == "ws" else None

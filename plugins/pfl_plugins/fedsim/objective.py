@@ -36,10 +36,6 @@ class TwoParts(Objective):
         return shares_of(GLOBAL) + (shares_of(LOCAL) if self.config.official_leak else ())
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
-
-    @property
     def mix(self) -> Mix:
         return {GLOBAL: 1.0, LOCAL: 1.0}
 
@@ -63,9 +59,7 @@ class TwoParts(Objective):
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
         """u is everybody's. v is drawn elsewhere: from the same numbers the two would have the same gradients."""
-        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
-        own = adapter.initial(backbone, LOCAL, seed_of(ctx.fed.seed, "personal"))
-        return {**adapter.initial(backbone, GLOBAL, ctx.fed.seed), **own}
+        return {**ctx.start(GLOBAL), **ctx.start(LOCAL, seed=seed_of(ctx.fed.seed, "personal"))}
 
     def optim(self, ctx: ClientContext) -> Optim:
         """Moments of what a download replaces do not survive."""
@@ -77,10 +71,8 @@ class FedSim(TwoParts):
     """Both parts in one backward pass."""
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        adapter = ctx.fed.adapter_of(ctx.client.client_id)
-        train = Keys(*adapter.trainable(GLOBAL).patterns, *adapter.trainable(LOCAL).patterns)
-        step = Step(train, self.loss, self.optim(ctx))
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+        train = Keys(*ctx.adapter.trainable(GLOBAL).patterns, *ctx.adapter.trainable(LOCAL).patterns)
+        return (ctx.phase(Step(train, self.loss, self.optim(ctx))),)
 
 
 def added(view: View) -> Tensor:

@@ -59,13 +59,12 @@ class FisherInformation(Measure):
 
     def statistic(self, ctx: ClientContext, objective: Objective) -> Information:
         source = held_out(ctx, self.config.samples, ctx.fed.config.training.batch_size, STATISTIC)
-        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
         if self.config.space != "ab":
-            dense = Keys(*(f"{BASE}/{site.name}/W" for site in adapter.sites(backbone)))
+            dense = Keys(*(f"{BASE}/{site.name}/W" for site in ctx.sites))
             return Information(dense, objective.mix, source, source.steps())
         sent = Keys(*(pattern for share in objective.up for pattern in share.keys.patterns))
-        keys = [key for slot in objective.slots for key in adapter.initial(backbone, slot.name, ctx.fed.seed)]
-        keys = [key for key in keys if key in sent and key.endswith(("/A", "/B"))]
+        start = ctx.start(*(slot.name for slot in objective.slots))
+        keys = [key for key in start if key in sent and key.endswith(("/A", "/B"))]
         return Information(Keys(*keys), objective.mix, source, source.steps())
 
     def read(self, update: Update, name: str, module: str) -> Tensor:

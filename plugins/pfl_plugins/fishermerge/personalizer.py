@@ -28,7 +28,7 @@ class Information(Statistic):
     `fishermerge/<slot>/<site>/<part>`, float32; with dense weights the part is W."""
 
     def __init__(self, ctx: ClientContext, config: Config) -> None:
-        adapter, full = ctx.fed.adapter_of(ctx.client.client_id), config.space == "full"
+        adapter, full = ctx.adapter, config.space == "full"
         batch = ctx.fed.config.training.batch_size
         source = Epochs(drawn(ctx, config.samples), batch, ctx.fed.seed, f"{STATISTIC} {ctx.client.client_id}", False)
         self.name, self.data, self.amount = STATISTIC, source, source.steps()

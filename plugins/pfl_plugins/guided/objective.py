@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Keys, Mix, Slot, Tensors, renamed, shared
+from pfl_platform.adapters.surfaces import Keys, Mix, Slot, Tensors, renamed
 from pfl_platform.backbones import IGNORE
-from pfl_platform.errors import UserError, nearest
+from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Federation, Needs, Objective
-from pfl_platform.federation.tasks import Share
+from pfl_platform.federation.tasks import Share, shares_of
 from pfl_platform.lowrank.deltas import Delta
 from pfl_platform.training.losses import answer_loss, answers_under
 from pfl_platform.training.surfaces import Loss, Output, Penalty, Phase, Step, View
@@ -41,11 +41,7 @@ class Guided(Objective):
 
     @property
     def up(self) -> tuple[Share, ...]:
-        return (Share(shared(LOCAL, "all"), "all"), Share(shared(LOCAL, "backbone"), "backbone"))
-
-    @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
+        return shares_of(LOCAL)
 
     @property
     def mix(self) -> Mix:
@@ -58,13 +54,11 @@ class Guided(Objective):
                 "With aggregator.options.relora the backbone takes in the merged delta, and clients that keep own "
                 f"adapters (objective.guide '{self.config.guide}') would count it twice; set guide=hard."
             )
-        known = [client.client_id for client in fed.clients]
-        for name in self.config.betas:
-            if name not in known:
-                raise UserError(f"objective.betas names '{name}', which is no client." + nearest(name, known))
+        fed.check_names("objective.betas", self.config.betas)
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        return ctx.fed.adapter_of(ctx.client.client_id).initial(ctx.fed.load(ctx.backbone), LOCAL, ctx.fed.seed)
+        """Slot `global` is empty until a global adapter arrives."""
+        return ctx.start(LOCAL)
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         config = self.config
@@ -73,8 +67,7 @@ class Guided(Objective):
         own = config.betas.get(ctx.client.client_id, config.beta)
         loss, penalty = self._losses(own)
         optim = replace(ctx.optim, moments=moments)
-        step = Step(ctx.fed.adapter_of(ctx.client.client_id).trainable(LOCAL), loss, optim, penalty)
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+        return (ctx.phase(Step(ctx.adapter.trainable(LOCAL), loss, optim, penalty)),)
 
     def _losses(self, beta: float) -> tuple[Loss, Penalty | None]:
         if self.config.guide == "hard":

@@ -41,16 +41,12 @@ class HetLora(Objective):
         return shares_of(SLOT)
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
-
-    @property
     def mix(self) -> Mix:
         return {SLOT: 1.0}
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
         """All clients of a rank start from the same numbers, B = 0; the tail weighs nothing yet."""
-        first = ctx.fed.adapter_of(ctx.client.client_id).initial(ctx.fed.load(ctx.backbone), SLOT, ctx.fed.seed)
+        first = ctx.start(SLOT)
         return {**first, RANK: torch.tensor(float(rank_of(first))), TAIL: torch.tensor(0.0)}
 
     def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
@@ -65,11 +61,9 @@ class HetLora(Objective):
         return cut(tensors, rank_of(tensors))
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        adapter = ctx.fed.adapter_of(ctx.client.client_id)
         penalty = self.tail_weight if self.config.lam > 0 else None
-        step = Step(adapter.trainable(SLOT), answers_under(self.mix), replace(ctx.optim, moments="reset"), penalty)
-        micro = ctx.fed.config.training.micro_batch
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, micro, self.pruned),)
+        step = Step(ctx.adapter.trainable(SLOT), answers_under(self.mix), replace(ctx.optim, moments="reset"), penalty)
+        return (ctx.phase(step, after=self.pruned),)
 
     def start(self, refs: Tensors) -> int:
         """The first component of the tail."""

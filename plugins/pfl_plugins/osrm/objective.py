@@ -40,10 +40,6 @@ class Osrm(Objective):
         return (Share(shared(LOCAL, "backbone"), "backbone"),)
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
-
-    @property
     def mix(self) -> Mix:
         return {LOCAL: 1.0}
 
@@ -69,16 +65,13 @@ class Osrm(Objective):
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
         """B = 0, so that the first forward pass is the bare backbone's; A as prepared."""
-        name = ctx.client.client_id
-        ordinary = ctx.fed.adapter_of(name).initial(ctx.fed.load(ctx.backbone), LOCAL, ctx.fed.seed)
-        return {**ordinary, **received(ctx.fed, name, LOCAL)}
+        return {**ctx.start(LOCAL), **received(ctx.fed, ctx.client.client_id, LOCAL)}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        trainable = ctx.fed.adapter_of(ctx.client.client_id).trainable(LOCAL)
+        trainable = ctx.adapter.trainable(LOCAL)
         keys = Keys(*(key for key in trainable.patterns if not (self.config.freeze_a and key.endswith("/A"))))
         optim = replace(ctx.optim, moments="keep" if self.config.start == "own" else "reset")
-        step = Step(keys, answers_under(self.mix), optim)
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch),)
+        return (ctx.phase(Step(keys, answers_under(self.mix), optim)),)
 
     def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
         return state if self.config.start == "own" else {**state, **reply}

@@ -28,14 +28,13 @@ class PartialFedAlt(TwoParts):
                 )
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        adapter, micro = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.config.training.micro_batch
         optim = self.optim(ctx)
-        own = Step(adapter.trainable(LOCAL), self.loss, optim)
-        everybody = Step(adapter.trainable(GLOBAL), self.loss, optim)
+        own = Step(ctx.adapter.trainable(LOCAL), self.loss, optim)
+        everybody = Step(ctx.adapter.trainable(GLOBAL), self.loss, optim)
         tau_v = split(ctx.local_steps, self._share)
         return (
-            Phase("personal", (own,), tau_v, ctx.source, micro),
-            Phase("shared", (everybody,), ctx.local_steps - tau_v, ctx.source, micro, first=tau_v),
+            ctx.phase(own, name="personal", amount=tau_v),
+            ctx.phase(everybody, name="shared", amount=ctx.local_steps - tau_v, first=tau_v),
         )
 
 

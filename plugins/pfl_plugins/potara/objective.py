@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
-from pfl_platform.adapters.surfaces import Mix, Slot, shared
+from pfl_platform.adapters.surfaces import Mix, Slot
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Federation, Objective
-from pfl_platform.federation.tasks import Share
+from pfl_platform.federation.tasks import Share, shares_of
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Optim, Phase, Step
 from pfl_plugins.potara.config import Config
@@ -18,8 +16,9 @@ FEDERATED, LOCAL = "global", "local"
 
 
 class Potara(Objective):
-    """Slots `global` (FedIT: received, trained, sent) and `local` (trained alone). Both start from the same params, and
-    in a round each sees the same batches. After its last round neither changes any more, and nothing is sent."""
+    """Slots `global` (FedIT: received, trained, sent) and `local` (trained alone). Both start from the same params, as
+    the merge of factors means something only then, and in a round each sees the same batches. After its last round
+    neither changes any more, and nothing is sent."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -30,11 +29,7 @@ class Potara(Objective):
 
     @property
     def up(self) -> tuple[Share, ...]:
-        return (Share(shared(FEDERATED, "all"), "all"), Share(shared(FEDERATED, "backbone"), "backbone"))
-
-    @property
-    def down(self) -> tuple[Share, ...]:
-        return self.up
+        return shares_of(FEDERATED)
 
     @property
     def mix(self) -> Mix:
@@ -53,15 +48,6 @@ class Potara(Objective):
         """The last average comes down once; to clients of a cohort, which may have missed that round, in every one."""
         return ctx.round_index <= self._last(self.config.fedit_rounds, ctx) or ctx.fed.config.cohort > 0
 
-    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        """The merge of factors means something only between models with a common start: the same A, and B = 0."""
-        adapter, backbone = ctx.fed.adapter_of(ctx.client.client_id), ctx.fed.load(ctx.backbone)
-        return {
-            key: tensor
-            for slot in (FEDERATED, LOCAL)
-            for key, tensor in adapter.initial(backbone, slot, ctx.fed.seed).items()
-        }
-
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         plan = (
             ("federated", FEDERATED, self.config.fedit_rounds, replace(ctx.optim, moments="reset")),
@@ -75,9 +61,7 @@ class Potara(Objective):
 
     def _phase(self, ctx: ClientContext, name: str, slot: str, rounds: int, optim: Optim) -> Phase:
         optim = replace(optim, total_steps=rounds * ctx.local_steps)
-        keys = ctx.fed.adapter_of(ctx.client.client_id).trainable(slot)
-        step = Step(keys, answers_under({slot: 1.0}), optim)
-        return Phase(name, (step,), ctx.local_steps, ctx.source, ctx.fed.config.training.micro_batch)
+        return ctx.phase(Step(ctx.adapter.trainable(slot), answers_under({slot: 1.0}), optim), name=name)
 
     def _last(self, rounds: int, ctx: ClientContext) -> int:
         return rounds or ctx.fed.config.rounds

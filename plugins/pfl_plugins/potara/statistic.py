@@ -55,7 +55,7 @@ class Gradients(Statistic):
     """
 
     def __init__(self, ctx: ClientContext, config: MergeConfig) -> None:
-        adapter = ctx.fed.adapter_of(ctx.client.client_id)
+        adapter = ctx.adapter
         chosen = drawn(ctx, config.samples)
         source = Epochs(
             chosen, ctx.fed.config.training.batch_size, ctx.fed.seed, f"{STATISTIC} {ctx.client.client_id}", False

@@ -94,7 +94,7 @@ class Grams(Measure):
     def statistic(self, ctx: ClientContext, objective: Objective) -> Gram:
         config = self.config
         source = held_out(ctx, config.samples, ctx.fed.config.training.batch_size, STATISTIC)
-        sites = ctx.fed.adapter_of(ctx.client.client_id).sites(ctx.fed.load(ctx.backbone))
+        sites = ctx.sites
         return Gram(
             sites,
             objective.mix,

@@ -30,21 +30,11 @@ class Sft(Objective):
         return ()
 
     @property
-    def down(self) -> tuple[Share, ...]:
-        return ()
-
-    @property
     def mix(self) -> Mix:
         return {"local": 1.0}
 
-    def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
-        return ctx.fed.adapter.initial(ctx.fed.load(ctx.backbone), "local", ctx.fed.seed)
-
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        train = ctx.fed.adapter.trainable("local")
-        step = Step(train, answers_under(self.mix), ctx.optim)
-        micro = ctx.fed.config.training.micro_batch
-        return (Phase("local", (step,), ctx.local_steps, ctx.source, micro),)
+        return (ctx.phase(Step(ctx.adapter.trainable("local"), answers_under(self.mix), ctx.optim)),)
 
 
 class NoExchange(Aggregator):
