@@ -23,9 +23,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may fetch anything
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-collect_ignore = ["third_party"]  # a package of its own, tested as an installed wheel
+# A package of its own, tested as an installed wheel; and what test files import, which holds no tests.
+collect_ignore = ["third_party", "support"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+for file in (CHECKOUT / "tests" / "support").glob("*.py"):
+    pytest.register_assert_rewrite(file.stem)  # an assertion that fails in a helper shows its values, too
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from merging_support import best
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.config import ClientOptions
 from pfl_platform.engines.worker import Worker
@@ -98,11 +99,6 @@ def dense(fed: Federation, client: str, tensors: Mapping[str, Tensor]) -> dict[s
     factors = {key: value for key, value in tensors.items() if key.startswith("global/layer")}
     scale = float(fed.adapter_of(client).signature()["scale"])
     return {module: delta.dense(torch.float64) for module, delta in deltas_of(factors, scale, client).items()}
-
-
-def best(matrix: Tensor, rank: int) -> Tensor:
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ vt[:rank]
 
 
 def test_each_client_gets_the_mean_in_its_own_rank_and_scale(fed: Federation) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,91 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from merging_support import NAMES, SHAPES, adapters, close, inputs, merger, stacks, statistic, truncated, whole
 from pfl_platform.errors import UserError
-from pfl_platform.federation.merging import Inputs, Merged, Target
+from pfl_platform.federation.merging import Inputs, Target
 from pfl_platform.lowrank.deltas import Delta
-from pfl_platform.plugins import PluginManager
 from pfl_platform.rng import torch_rng
-from pfl_plugins.merging.merger import SpaceMerger
 from pfl_plugins.regmean.rule import regmean
 
-SHAPES = {"g/one": (6, 9), "g/two": (8, 5)}
-NAMES = ("ann", "bob", "cyd")
 ALL = ["flexlora", "task-arithmetic", "ties", "dare", "dare-ties", "iso-c", "knots", "regmean", "fisher", "emr"]
-manager = PluginManager()
-
-
-def merger(method: str, **options: Any) -> SpaceMerger:
-    found = manager.make("aggregator", method, options).merger
-    assert isinstance(found, SpaceMerger)
-    return found
-
-
-def adapters(
-    seed: int = 0, count: int = 3, ranks: Sequence[int] = (2, 2, 2), scales: Sequence[float] = (2.0, 2.0, 2.0)
-) -> list[dict[str, Delta]]:
-    rng = torch_rng("adapters", seed)
-    return [
-        {
-            module: Delta(
-                torch.randn(d_out, ranks[k], generator=rng, dtype=torch.float64),
-                torch.randn(ranks[k], d_in, generator=rng, dtype=torch.float64),
-                scales[k],
-                NAMES[k],
-            )
-            for module, (d_out, d_in) in SHAPES.items()
-        }
-        for k in range(count)
-    ]
-
-
-def statistic(name: str, who: str, module: str, rank: int = 2) -> Tensor:
-    """Gram matrices and Fisher information, addressed by the adapter's name."""
-    rng = torch_rng("statistic", name, who, module)
-    d_out, d_in = SHAPES[module]
-    if name == "gram":
-        x = torch.randn(4, d_in, generator=rng, dtype=torch.float64)  # fewer tokens than features
-        return x.T @ x / 4
-    shape = {"A": (rank, d_in), "B": (d_out, rank), "W": (d_out, d_in)}[name[-1]]
-    return torch.rand(shape, generator=rng, dtype=torch.float64)
-
-
-def inputs(
-    found: Sequence[dict[str, Delta]], weights: Sequence[float] | None = None, names: Sequence[str] = NAMES
-) -> Inputs:
-    count = len(found)
-    return Inputs(
-        names=tuple(names[:count]),
-        modules=tuple(sorted(found[0])),
-        weights=tuple(weights or [1 / count] * count),
-        read=lambda k, module: found[k][module],
-        rng=lambda *parts: torch_rng(7, *parts),
-        statistic=lambda name, k, module: statistic(name, names[k], module),
-    )
-
-
-def whole(rule: SpaceMerger, given_: Inputs) -> list[dict[str, Tensor]]:
-    """The results without truncation, dense float64: one per target."""
-    targets = [None] * (len(given_) if rule.personal else 1)
-    results: list[dict[str, Tensor]] = [{} for _ in targets]
-    for merged in rule.merge(given_, targets):
-        for result, delta in zip(results, merged.deltas, strict=True):
-            result[merged.module] = delta.dense(torch.float64) if isinstance(delta, Delta) else delta.double()
-    return results
-
-
-def truncated(rule: SpaceMerger, given_: Inputs, target: Target) -> dict[str, Merged]:
-    return {merged.module: merged for merged in rule.merge(given_, [target])}
-
-
-def stacks(found: Sequence[dict[str, Delta]]) -> dict[str, Tensor]:
-    return {module: torch.stack([one[module].dense(torch.float64) for one in found]) for module in sorted(found[0])}
-
-
-def close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> bool:
-    size = max(float(other.abs().max()), 1e-300)
-    return float((one.double() - other.double()).abs().max()) <= tolerance * size
-
 
 # Refusals -------------------------------------------------------------------------------------------------------------
 

@@ -1,184 +1,39 @@
-"""Every merging rule, in every space where it is defined, against dense float64 formulas written out here."""
+"""Every merging rule on whole deltas and on factors, against dense float64 formulas written out entry by entry."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from merging_support import (
+    NAMES,
+    SHAPES,
+    WEIGHTS,
+    adapters,
+    best,
+    close,
+    cut_up,
+    flattened,
+    inputs,
+    merger,
+    reference_emr,
+    reference_iso,
+    reference_ties,
+    reference_trim,
+    stacks,
+    statistic,
+    truncated,
+    whole,
+)
 from pfl_platform.errors import UserError
-from pfl_platform.federation.merging import Inputs, Merged, Target
+from pfl_platform.federation.merging import Inputs, Target
 from pfl_platform.lowrank.deltas import Delta
-from pfl_platform.plugins import PluginManager
 from pfl_platform.rng import torch_rng
 from pfl_plugins.dare.rule import mask
-from pfl_plugins.merging.merger import SpaceMerger
 from pfl_plugins.merging.operands import Operand
-
-SHAPES = {"g/one": (6, 9), "g/two": (8, 5)}
-NAMES = ("ann", "bob", "cyd")
-ALL = ["flexlora", "task-arithmetic", "ties", "dare", "dare-ties", "iso-c", "knots", "regmean", "fisher", "emr"]
-manager = PluginManager()
-
-
-def merger(method: str, **options: Any) -> SpaceMerger:
-    found = manager.make("aggregator", method, options).merger
-    assert isinstance(found, SpaceMerger)
-    return found
-
-
-def adapters(
-    seed: int = 0, count: int = 3, ranks: Sequence[int] = (2, 2, 2), scales: Sequence[float] = (2.0, 2.0, 2.0)
-) -> list[dict[str, Delta]]:
-    rng = torch_rng("adapters", seed)
-    return [
-        {
-            module: Delta(
-                torch.randn(d_out, ranks[k], generator=rng, dtype=torch.float64),
-                torch.randn(ranks[k], d_in, generator=rng, dtype=torch.float64),
-                scales[k],
-                NAMES[k],
-            )
-            for module, (d_out, d_in) in SHAPES.items()
-        }
-        for k in range(count)
-    ]
-
-
-def statistic(name: str, who: str, module: str, rank: int = 2) -> Tensor:
-    """Gram matrices and Fisher information, addressed by the adapter's name."""
-    rng = torch_rng("statistic", name, who, module)
-    d_out, d_in = SHAPES[module]
-    if name == "gram":
-        x = torch.randn(4, d_in, generator=rng, dtype=torch.float64)  # fewer tokens than features
-        return x.T @ x / 4
-    shape = {"A": (rank, d_in), "B": (d_out, rank), "W": (d_out, d_in)}[name[-1]]
-    return torch.rand(shape, generator=rng, dtype=torch.float64)
-
-
-def inputs(
-    found: Sequence[dict[str, Delta]], weights: Sequence[float] | None = None, names: Sequence[str] = NAMES
-) -> Inputs:
-    count = len(found)
-    return Inputs(
-        names=tuple(names[:count]),
-        modules=tuple(sorted(found[0])),
-        weights=tuple(weights or [1 / count] * count),
-        read=lambda k, module: found[k][module],
-        rng=lambda *parts: torch_rng(7, *parts),
-        statistic=lambda name, k, module: statistic(name, names[k], module),
-    )
-
-
-def whole(rule: SpaceMerger, given_: Inputs) -> list[dict[str, Tensor]]:
-    """The results without truncation, dense float64: one per target."""
-    targets = [None] * (len(given_) if rule.personal else 1)
-    results: list[dict[str, Tensor]] = [{} for _ in targets]
-    for merged in rule.merge(given_, targets):
-        for result, delta in zip(results, merged.deltas, strict=True):
-            result[merged.module] = delta.dense(torch.float64) if isinstance(delta, Delta) else delta.double()
-    return results
-
-
-def truncated(rule: SpaceMerger, given_: Inputs, target: Target) -> dict[str, Merged]:
-    return {merged.module: merged for merged in rule.merge(given_, [target])}
-
-
-def stacks(found: Sequence[dict[str, Delta]]) -> dict[str, Tensor]:
-    return {module: torch.stack([one[module].dense(torch.float64) for one in found]) for module in sorted(found[0])}
-
-
-def close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> bool:
-    size = max(float(other.abs().max()), 1e-300)
-    return float((one.double() - other.double()).abs().max()) <= tolerance * size
-
-
-def best(matrix: Tensor, rank: int) -> Tensor:
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ vt[:rank]
-
-
-# The formulas, dense and entry by entry -------------------------------------------------------------------------------
-
-
-def reference_trim(flat: Tensor, density: float) -> Tensor:
-    """Rows trimmed to int(density P) entries of largest magnitude, the first among equal ones."""
-    out = torch.zeros_like(flat)
-    keep = flat.shape[1] if density >= 1 else max(1, int(density * flat.shape[1]))
-    for k, row in enumerate(flat.tolist()):
-        for j in sorted(range(len(row)), key=lambda j: (-abs(row[j]), j))[:keep]:
-            out[k, j] = row[j]
-    return out
-
-
-def reference_ties(flat: Tensor, weights: Sequence[float], reduce: str = "mean", elect: str = "total") -> Tensor:
-    out = []
-    for column in flat.T.tolist():
-        counted = [t if elect == "total" else float(t > 0) - float(t < 0) for t in column]
-        votes = [w * t for w, t in zip(weights, counted, strict=True)]
-        sign = 1 if math.fsum(votes) >= -1e-15 else -1
-        agreeing = [(w, t) for w, t in zip(weights, column, strict=True) if t * sign > 0]
-        total = sum(w * t for w, t in agreeing)
-        if reduce == "sum":
-            out.append(len(weights) * total)
-        else:
-            out.append(total / sum(w for w, _ in agreeing) if agreeing else 0.0)
-    return torch.tensor(out, dtype=torch.float64)
-
-
-def reference_iso(matrix: Tensor) -> Tensor:
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((s > 1e-9 * s[0]).sum())
-    return s[:rank].mean() * u[:, :rank] @ vt[:rank]
-
-
-def reference_emr(flats: Tensor, weights: Sequence[float]) -> tuple[Tensor, list[Tensor]]:
-    """T_uni and M_k of rows (K, P)."""
-    unified = []
-    for column in flats.T.tolist():
-        sign = 1 if sum(w * t for w, t in zip(weights, column, strict=True)) >= 0 else -1
-        unified.append(sign * max([abs(t) for t in column if t * sign > 0], default=0.0))
-    united = torch.tensor(unified, dtype=torch.float64)
-    return united, [(row * united > 0).double() for row in flats]
-
-
-def flattened(found: dict[str, Tensor]) -> Tensor:
-    return torch.cat([found[module].flatten(1) for module in sorted(found)], dim=1)
-
-
-def cut_up(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    parts = flat.split([like[module][0].numel() for module in sorted(like)])
-    return {m: part.view(like[m][0].shape) for m, part in zip(sorted(like), parts, strict=True)}
-
-
-def coordinates(found: Sequence[dict[str, Delta]], target: str, axis: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """U, S and the stack of coordinates of every module, from the dense concatenation."""
-    bases, blocks = {}, {}
-    for module, stack in stacks(found).items():
-        turned = stack if axis == "input_concat" else stack.transpose(1, 2)
-        u, s, vt = torch.linalg.svd(torch.cat(list(turned), dim=1), full_matrices=False)
-        rank = int((s > 1e-10 * s[0]).sum())
-        signs = torch.sign(u[:, :rank].gather(0, u[:, :rank].abs().argmax(dim=0, keepdim=True)).squeeze(0))
-        bases[module] = (u[:, :rank] * signs, s[:rank])
-        parts = (vt[:rank] * signs[:, None]).split(turned.shape[2], dim=1)
-        blocks[module] = torch.stack([part if target == "v" else s[:rank, None] * part for part in parts])
-    return bases, blocks
-
-
-def lifted(bases: dict[str, Any], merged: dict[str, Tensor], target: str, axis: str) -> dict[str, Tensor]:
-    out = {}
-    for module, (u, s) in bases.items():
-        dense = (u * s if target == "v" else u) @ merged[module]
-        out[module] = dense if axis == "input_concat" else dense.T
-    return out
-
-
-WEIGHTS = [(1 / 3, 1 / 3, 1 / 3), (0.5, 0.3, 0.2)]
-
 
 # Spaces `delta`, `weight` ---------------------------------------------------------------------------------------------
 
@@ -434,147 +289,3 @@ def test_factors_that_moved_since_the_last_reply() -> None:
             trimmed = reference_trim((stack - origin).flatten(1), 0.5)
             parts.append(origin + reference_ties(trimmed, WEIGHTS[0]).view(origin.shape))
         assert close(result[module], 2.0 * parts[1] @ parts[0])
-
-
-# Space `knots` --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("axis", ["input_concat", "output_concat"])
-@pytest.mark.parametrize("target", ["v", "sv"])
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_ties_in_coordinates(target: str, axis: str, weights: tuple[float, ...]) -> None:
-    found = adapters(ranks=(1, 2, 1), scales=(0.5, 2.0, 4.0))
-    bases, blocks = coordinates(found, target, axis)
-    merged = cut_up(reference_ties(reference_trim(flattened(blocks), 0.4), weights), blocks)
-    expected = lifted(bases, merged, target, axis)
-    rule = merger("knots-ties", density=0.4, knots_target=target, knots_axis=axis)
-    result = whole(rule, inputs(found, weights))[0]
-    assert all(close(result[module], expected[module]) for module in SHAPES)
-
-
-@pytest.mark.parametrize("axis", ["input_concat", "output_concat"])
-def test_iso_c_in_coordinates(axis: str) -> None:
-    found = adapters(ranks=(1, 2, 1))
-    bases, blocks = coordinates(found, "v", axis)
-    expected = lifted(bases, {m: reference_iso(b.mean(dim=0)) for m, b in blocks.items()}, "v", axis)
-    result = whole(merger("knots-iso-c", knots_axis=axis), inputs(found))[0]
-    assert all(close(result[module], expected[module]) for module in SHAPES)
-
-
-def test_iso_c_in_coordinates_has_the_spectrum_of_the_concatenation() -> None:
-    found = adapters(ranks=(1, 1, 1))
-    bases, blocks = coordinates(found, "v", "input_concat")
-    result = whole(merger("knots-iso-c", merge_coef=1.0), inputs(found))[0]
-    for module, (_, values) in bases.items():
-        level = torch.linalg.svdvals(blocks[module].sum(dim=0))[:3].mean()
-        assert close(torch.linalg.svdvals(result[module])[:3], level * values)
-
-
-@pytest.mark.parametrize("axis", ["input_concat", "output_concat"])
-def test_iso_c_in_weighted_coordinates_is_iso_c(axis: str) -> None:
-    given_ = inputs(adapters(ranks=(1, 1, 1)))
-    plain = merger("iso-c")
-    weighted = merger("knots-iso-c", knots_target="sv", knots_axis=axis)
-    assert close(whole(weighted, given_)[0]["g/two"], whole(plain, given_)[0]["g/two"])
-    target = Target(2, 1.0)
-    one, other = (truncated(rule, given_, target)["g/two"].deltas[0] for rule in (weighted, plain))
-    assert isinstance(one, Delta)
-    assert isinstance(other, Delta)
-    assert close(one.dense(), other.dense())
-
-
-@pytest.mark.parametrize("target", ["v", "sv"])
-@pytest.mark.parametrize("axis", ["input_concat", "output_concat"])
-def test_the_mean_in_coordinates_is_flexlora(target: str, axis: str) -> None:
-    found, weights = adapters(ranks=(1, 2, 3), scales=(0.5, 2.0, 4.0)), (0.5, 0.3, 0.2)
-    rule = merger("knots", knots_target=target, knots_axis=axis)
-    for rank in (1, 2, 4):
-        one, other = (truncated(r, inputs(found, weights), Target(rank, 3.0)) for r in (rule, merger("flexlora")))
-        for module in SHAPES:
-            first, second = one[module].deltas[0], other[module].deltas[0]
-            assert isinstance(first, Delta)
-            assert isinstance(second, Delta)
-            assert first.scale == second.scale == 3.0
-            assert close(first.dense(), second.dense())
-
-
-def test_both_targets_differ_for_a_rule_that_is_not_linear() -> None:
-    given_ = inputs(adapters())
-    v, sv = (whole(merger("knots-ties", knots_target=target), given_)[0]["g/one"] for target in ("v", "sv"))
-    assert not close(v, sv, 0.05)
-
-
-def test_bases_that_are_not_kept_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_ = inputs(adapters())
-    kept = whole(merger("knots-ties"), given_)[0]
-    monkeypatch.setattr("pfl_plugins.knots.space._bytes", lambda *tensors: -len(tensors))  # never room for another
-    again = whole(merger("knots-ties"), given_)[0]
-    assert all(torch.equal(kept[module], again[module]) for module in SHAPES)
-
-
-# Back to adapters -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["flexlora", "ties", "dare", "knots-ties", "knots-iso-c", "regmean"])
-@pytest.mark.parametrize("split", ["flexlora", "symmetric"])
-def test_truncation_folds_the_scale_once(method: str, split: str) -> None:
-    given_ = inputs(adapters(ranks=(1, 2, 3), scales=(0.5, 2.0, 4.0)))
-    dense = whole(merger(method), given_)[0]
-    for target in (Target(2, 0.25), Target(3, 8.0)):
-        for module, merged in truncated(merger(method, tsvd_split=split), given_, target).items():
-            delta = merged.deltas[0]
-            assert isinstance(delta, Delta)
-            assert (delta.rank, delta.scale) == (target.rank, target.scale)
-            expected = best(dense[module], target.rank)
-            assert close(target.scale * delta.up @ delta.down, expected, 1e-8)
-            lost = (dense[module] - expected).norm() / dense[module].norm()
-            assert merged.report["error"] == pytest.approx(float(lost), abs=1e-7)
-            mean_norm = sum(delta.dense().norm() for delta in given_.deltas(module)) / 3
-            assert merged.report["norm_ratio"] == pytest.approx(float(dense[module].norm() / mean_norm), rel=1e-6)
-            if split == "flexlora":
-                assert torch.allclose(delta.down @ delta.down.T, torch.eye(target.rank, dtype=torch.float64), atol=1e-9)
-            else:
-                assert torch.allclose(delta.up.norm(dim=0), delta.down.norm(dim=1), rtol=1e-9)
-
-
-def test_several_targets_at_once_are_each_what_they_are_alone() -> None:
-    given_ = inputs(adapters())
-    targets = [Target(3, 1.0), None, Target(1, 2.0), Target(3, 1.0)]
-    for method in ("flexlora", "ties", "iso-c", "knots-ties"):
-        together = next(iter(merger(method).merge(given_, targets)))
-        for number, target in enumerate(targets):
-            alone = next(iter(merger(method).merge(given_, [target])))
-            pair = [d.dense() if isinstance(d, Delta) else d for d in (together.deltas[number], alone.deltas[0])]
-            assert close(*pair)
-
-
-def test_iso_c_before_truncation_is_arbitrary_and_truncation_before_it_is_not() -> None:
-    found = adapters(ranks=(1, 1, 1))
-    noise = torch_rng("noise")
-    nudged = [
-        {m: Delta(d.up + 1e-11 * torch.randn(d.up.shape, generator=noise), d.down, 2.0) for m, d in one.items()}
-        for one in found
-    ]
-    flat = [reference_iso(stacks(one)["g/one"].sum(dim=0)) for one in (found, nudged)]
-    assert not close(best(flat[0], 1), best(flat[1], 1), 0.1)  # a nudge of 1e-11 turns the kept directions over
-    ours = [truncated(merger("iso-c"), inputs(one), Target(1, 1.0))["g/one"].deltas[0] for one in (found, nudged)]
-    assert close(ours[0].dense(), ours[1].dense(), 1e-8)  # type: ignore[union-attr]
-
-
-def test_iso_c_keeps_the_leading_directions_of_the_sum() -> None:
-    found = adapters(ranks=(1, 1, 1))
-    total = stacks(found)["g/one"].sum(dim=0)
-    u, s, vt = torch.linalg.svd(total)
-    for value, level in (("all", s[:3].mean()), ("kept", s[:2].mean())):
-        rule = merger("iso-c", iso_value=value, merge_coef=1.0)
-        result = truncated(rule, inputs(found), Target(2, 1.0))["g/one"].deltas[0]
-        assert isinstance(result, Delta)
-        assert close(result.dense(), level * u[:, :2] @ vt[:2])
-
-
-def test_a_missing_direction_is_filled_so_that_it_can_learn() -> None:
-    found = [{m: Delta(d.up[:, :1], d.down[:1], 2.0) for m, d in adapters()[0].items()}]
-    delta = truncated(merger("flexlora"), inputs(found), Target(3, 1.0))["g/one"].deltas[0]
-    assert isinstance(delta, Delta)
-    assert not delta.up[:, 1:].any()
-    assert torch.linalg.matrix_rank(delta.down) == 3
