@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Keys
-from pfl_platform.data import ClientData, FixedBenchmark, TaskData
+from distilling_support import LLAMA, NO_PUBLIC_SET, QWEN, Place, Recorder, group_average, place_of, set_up, updates
 from pfl_platform.distillation.predictions import Predicted
 from pfl_platform.distillation.targets import Teacher
-from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.errors import UserError
-from pfl_platform.federation.components import Federation, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean, sizes
+from pfl_platform.federation.components import Federation, ServerState
 from pfl_platform.federation.rounds import drive
-from pfl_platform.federation.setup import Setup, build
-from pfl_platform.federation.tasks import Outcome, Task
-from pfl_platform.plugins import PluginManager
-from pfl_platform.recipes import Request, Resolver
+from pfl_platform.federation.tasks import Task
 from pfl_platform.store.memory import MemoryStore
-from pfl_platform.testing.bench import samples
 from pfl_plugins.fedet.aggregator import SERVER, FedET
 from pfl_plugins.fedet.config import Config
 from pfl_plugins.fedet.equations import consensus, disagreeing, diversity
 
-LLAMA, QWEN = "tiny-llava-llama-s", "tiny-llava-qwen-s"
 SMALL = {"samples": 6, "lr": 0.01, "top_k": 16, "batch_size": 3, "epochs": 2}
+setup = partial(set_up, "fedet")
 
 
 def teacher(probs: list[list[float]], weights: list[float]) -> Teacher:
@@ -56,56 +50,19 @@ def test_the_consensus_is_weighted_and_those_who_disagree_are_heard() -> None:
     assert diverse.known.tolist() == [True, True]
 
 
-def setup(*sets: str, public: bool = True) -> Setup:
-    def client(name: str, backbone: str) -> ClientData:
-        parts = (samples(name, 8), samples(f"{name}v", 2), samples(f"{name}t", 2))
-        return ClientData(name, backbone, (TaskData(f"copy-{name}", "open-ended", "exact", *parts),))
-
-    clients = (client("a", LLAMA), client("b", LLAMA), client("c", QWEN))
-    sets = ("rounds=2", "local_steps=2", "adapter.r=2", "training.batch_size=2", "backbone_options.init=0", *sets)
-    manager = PluginManager()
-    given = {"public": samples("public", 8)} if public else {}
-    config = Resolver(manager).resolve(Request(method="fedet", sets=list(sets)))
-    return build(config, manager, FixedBenchmark("test", clients, "1", public_sets=given))
-
-
-class Recorder(InProcessEngine):
-    def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
-        self.seen = [*getattr(self, "seen", []), *tasks]
-        return super().run(tasks)
-
-
 @pytest.fixture(scope="module")
-def place() -> tuple[Federation, Any]:
-    chosen = setup()
-    store = MemoryStore()
-    return chosen.federation(store), chosen.worker(store)
-
-
-def updates(fed: Federation, clients: str = "abc") -> Updates:
-    items = []
-    for client in clients:
-        backbone = fed.backbone_of[client]
-        tensors = fed.adapter.initial(fed.load(backbone), "global", 0)
-        generator = torch.Generator().manual_seed(ord(client))
-        sent = {key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in tensors.items()}
-        items.append(Update(client, backbone, 8, fed.store.put(sent), fed.store))
-    return Updates(tuple(items))
-
-
-def group_average(fed: Federation, backbone: str) -> dict[str, Tensor]:
-    group = [item for item in updates(fed) if item.backbone == backbone]
-    return mean(group, sizes(group, examples=False), Keys("*"))
+def place() -> Place:
+    return place_of(setup())
 
 
 def absorbed(
-    place: tuple[Federation, Any], state: ServerState | None = None, clients: str = "abc", **options: Any
+    place: Place, state: ServerState | None = None, clients: str = "abc", **options: Any
 ) -> tuple[ServerState, list[Task]]:
     fed, worker = place
     engine = Recorder(worker)
     rule = FedET(Config(**{**SMALL, **options}))
     found = drive(rule.absorb(fed, state or ServerState(), updates(fed, clients), 0), engine)
-    return found, getattr(engine, "seen", [])
+    return found, engine.seen
 
 
 def changed(fed: Federation, address: str, tensors: Mapping[str, Tensor]) -> bool:
@@ -114,14 +71,14 @@ def changed(fed: Federation, address: str, tensors: Mapping[str, Tensor]) -> boo
     return any(not torch.equal(found[key], value) for key, value in tensors.items())
 
 
-def test_the_server_model_learns_stays_and_teaches_the_averages(place: tuple[Federation, Any]) -> None:
+def test_the_server_model_learns_stays_and_teaches_the_averages(place: Place) -> None:
     fed, _ = place
     first, tasks = absorbed(place)
     assert [task.actor for task in tasks if task.phases] == [SERVER, *(f"average of {name}" for name in fed.backbones)]
     largest = fed.backbones[-1]
     assert next(task for task in tasks if task.actor == SERVER).backbone == largest
     assert changed(fed, first.tensors[SERVER], fed.adapter.initial(fed.load(largest), "global", fed.seed))
-    assert all(changed(fed, first.tensors[name], group_average(fed, name)) for name in fed.backbones)
+    assert all(changed(fed, first.tensors[name], group_average(updates(fed), name)) for name in fed.backbones)
     assert 0.0 < first.report["matched_tokens"] <= 1.0
     second, again = absorbed(place, first, clients="a")
     assert next(task for task in again if task.actor == SERVER).state == first.tensors[SERVER]
@@ -129,24 +86,22 @@ def test_the_server_model_learns_stays_and_teaches_the_averages(place: tuple[Fed
     assert second.tensors[LLAMA] != first.tensors[LLAMA]
 
 
-def test_the_group_average_alone_trains_nothing_and_needs_no_public_set(place: tuple[Federation, Any]) -> None:
+def test_the_group_average_alone_trains_nothing_and_needs_no_public_set(place: Place) -> None:
     fed, _ = place
     found, tasks = absorbed(place, server="group_average")
     assert tasks == []
     assert sorted(found.tensors) == sorted(fed.backbones)
-    assert not any(changed(fed, found.tensors[name], group_average(fed, name)) for name in fed.backbones)
+    assert not any(changed(fed, found.tensors[name], group_average(updates(fed), name)) for name in fed.backbones)
     setup("aggregator.server=group_average", public=False)
-    with pytest.raises(
-        UserError, match=r"has no public set; name a folder or another benchmark that has one with --public"
-    ):
+    with pytest.raises(UserError, match=NO_PUBLIC_SET):
         setup(public=False)
 
 
-def test_without_a_way_back_clients_get_their_average(place: tuple[Federation, Any]) -> None:
+def test_without_a_way_back_clients_get_their_average(place: Place) -> None:
     fed, _ = place
     found, tasks = absorbed(place, back="none", diversity=0.0)
     assert [task.actor for task in tasks if task.phases] == [SERVER]
-    assert not any(changed(fed, found.tensors[name], group_average(fed, name)) for name in fed.backbones)
+    assert not any(changed(fed, found.tensors[name], group_average(updates(fed), name)) for name in fed.backbones)
 
 
 def test_the_server_may_have_a_backbone_that_no_client_has() -> None:

@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from distilling_support import LLAMA, NO_PUBLIC_SET, QWEN, place_of, set_up
 from pfl_platform.adapters.surfaces import Keys
-from pfl_platform.data import ClientData, FixedBenchmark, TaskData
 from pfl_platform.distillation.losses import divergence
 from pfl_platform.distillation.predictions import answers_of
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ServerState
 from pfl_platform.federation.rounds import RoundResult, client_task, drive, one_round, prepare
-from pfl_platform.federation.setup import Setup, build
-from pfl_platform.plugins import PluginManager
-from pfl_platform.recipes import Request, Resolver
-from pfl_platform.store.memory import MemoryStore
-from pfl_platform.testing.bench import samples
 from pfl_platform.training.losses import answer_loss
 from pfl_platform.training.view import BatchView
 from pfl_plugins.fedmkt.config import Config
 from pfl_plugins.fedmkt.equations import upload_bytes
 from pfl_plugins.fedmkt.learning import MIX, Lesson
 
-LLAMA, QWEN = "tiny-llava-llama-s", "tiny-llava-qwen-s"
-
-
-def setup(*sets: str, public: bool = True) -> Setup:
-    def client(name: str, backbone: str) -> ClientData:
-        parts = (samples(name, 8), samples(f"{name}v", 2), samples(f"{name}t", 2))
-        return ClientData(name, backbone, (TaskData(f"copy-{name}", "open-ended", "exact", *parts),))
-
-    clients = (client("a", LLAMA), client("b", LLAMA), client("c", QWEN))
-    own = ("rounds=3", "local_steps=2", "adapter.r=2", "training.batch_size=2", "backbone_options.init=0")
-    own += ("objective.samples=6", "objective.lr=0.01", "objective.top_k=16", "training.lr=0.005", "evaluation.every=9")
-    manager = PluginManager()
-    given = {"public": samples("public", 8)} if public else {}
-    config = Resolver(manager).resolve(Request(method="fedmkt", sets=[*own, *sets]))
-    return build(config, manager, FixedBenchmark("test", clients, "1", public_sets=given))
+OWN = ("objective.samples=6", "objective.lr=0.01", "objective.top_k=16", "training.lr=0.005", "evaluation.every=9")
+setup = partial(set_up, "fedmkt", "rounds=3", *OWN)
 
 
 class Played:
@@ -50,8 +33,8 @@ class Played:
 
     def __init__(self, rounds: int, *sets: str) -> None:
         self.chosen = setup(*sets)
-        self.store = MemoryStore()
-        self.fed, self.worker = self.chosen.federation(self.store), self.chosen.worker(self.store)
+        self.fed, self.worker = place_of(self.chosen)
+        self.store = self.fed.store
         self.engine = InProcessEngine(self.worker)
         self.progress = drive(prepare(self.fed, self.chosen.parts), self.engine)
         self.results: list[RoundResult] = []
@@ -174,9 +157,7 @@ def test_one_server_model_teaches_clients_of_another_tokenizer() -> None:
 
 
 def test_what_is_missing_is_said_before_round_0() -> None:
-    with pytest.raises(
-        UserError, match=r"has no public set; name a folder or another benchmark that has one with --public"
-    ):
+    with pytest.raises(UserError, match=NO_PUBLIC_SET):
         setup(public=False)
     with pytest.raises(UserError, match=r"needs keys 'knowledge/...'"):
         setup("objective=sft", "objective.options={}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,68 +10,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distilling_support import LLAMA, NO_PUBLIC_SET, QWEN, Place, group_average, place_of, set_up, updates
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.backbones import IGNORE
-from pfl_platform.data import ClientData, FixedBenchmark, TaskData
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.errors import UserError
-from pfl_platform.federation.components import Federation, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean, sizes
+from pfl_platform.federation.components import ServerState, Updates
 from pfl_platform.federation.rounds import client_task, drive, prepare
-from pfl_platform.federation.setup import Setup, build
-from pfl_platform.plugins import PluginManager
-from pfl_platform.recipes import Request, Resolver
 from pfl_platform.store.memory import MemoryStore
-from pfl_platform.testing.bench import samples
 from pfl_plugins.ditto.objective import near
 from pfl_plugins.perada import plugin
 from pfl_plugins.perada.aggregator import PerAda
 from pfl_plugins.perada.config import Config, ServerConfig
 
-LLAMA, QWEN = "tiny-llava-llama-s", "tiny-llava-qwen-s"
 SMALL = {"samples": 8, "lr": 0.02, "top_k": 0, "batch_size": 3, "validation": 0.25, "checks": 2}
-
-
-def setup(*sets: str, public: bool = True) -> Setup:
-    def client(name: str, backbone: str) -> ClientData:
-        parts = (samples(name, 8), samples(f"{name}v", 2), samples(f"{name}t", 2))
-        return ClientData(name, backbone, (TaskData(f"copy-{name}", "open-ended", "exact", *parts),))
-
-    clients = (client("a", LLAMA), client("b", LLAMA), client("c", QWEN))
-    sets = ("rounds=2", "local_steps=2", "adapter.r=2", "training.batch_size=2", "backbone_options.init=0", *sets)
-    manager = PluginManager()
-    given = {"public": samples("public", 8)} if public else {}
-    config = Resolver(manager).resolve(Request(method="perada", sets=list(sets)))
-    return build(config, manager, FixedBenchmark("test", clients, "1", public_sets=given))
+setup = partial(set_up, "perada")
 
 
 @pytest.fixture(scope="module")
-def place() -> tuple[Federation, Any]:
-    chosen = setup()
-    store = MemoryStore()
-    return chosen.federation(store), chosen.worker(store)
+def place() -> Place:
+    return place_of(setup())
 
 
-def updates(fed: Federation, clients: str = "abc") -> Updates:
-    items = []
-    for client in clients:
-        backbone = fed.backbone_of[client]
-        tensors = fed.adapter.initial(fed.load(backbone), "global", 0)
-        generator = torch.Generator().manual_seed(ord(client))
-        sent = {key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in tensors.items()}
-        items.append(Update(client, backbone, 8, fed.store.put(sent), fed.store))
-    return Updates(tuple(items))
-
-
-def absorbed(place: tuple[Federation, Any], round_index: int = 0, clients: str = "abc", **options: Any) -> ServerState:
+def absorbed(place: Place, round_index: int = 0, clients: str = "abc", **options: Any) -> ServerState:
     fed, worker = place
     rule = PerAda(ServerConfig(**{**SMALL, **options}))
     return drive(rule.absorb(fed, ServerState({}), updates(fed, clients), round_index), InProcessEngine(worker))
-
-
-def group_average(fed: Federation, backbone: str) -> dict[str, Tensor]:
-    group = [update for update in updates(fed) if update.backbone == backbone]
-    return mean(group, sizes(group, examples=False), Keys("*"))
 
 
 def test_the_pull_is_lambda_times_the_squared_distance_to_what_was_received() -> None:
@@ -113,7 +78,7 @@ def test_both_adapters_train_and_a_strong_pull_holds_the_personal_one() -> None:
     assert moved[1e4]["global"] == pytest.approx(moved[0.0]["global"])
 
 
-def distance(place: tuple[Federation, Any], params: dict[str, Tensor]) -> float:
+def distance(place: Place, params: dict[str, Tensor]) -> float:
     """KL(mean of the Llama clients || student) over all public samples, without the platform's distillation."""
     fed, worker = place
     host = worker.host(LLAMA)
@@ -128,44 +93,44 @@ def distance(place: tuple[Federation, Any], params: dict[str, Tensor]) -> float:
     return float(functional.kl_div(logits[-1].log_softmax(1), teacher, log_target=True, reduction="batchmean"))
 
 
-def test_the_average_comes_nearer_to_the_mean_of_its_clients(place: tuple[Federation, Any]) -> None:
+def test_the_average_comes_nearer_to_the_mean_of_its_clients(place: Place) -> None:
     fed, _ = place
-    start = group_average(fed, LLAMA)
+    start = group_average(updates(fed), LLAMA)
     state = absorbed(place, teachers="backbone", epochs=4, keep="last")
     done = fed.store.get(state.tensors[LLAMA])
     assert done.keys() == start.keys()
     assert distance(place, done) < 0.8 * distance(place, start)
 
 
-def test_the_best_state_on_held_out_samples_is_kept(place: tuple[Federation, Any]) -> None:
+def test_the_best_state_on_held_out_samples_is_kept(place: Place) -> None:
     fed, _ = place
     state = absorbed(place)
     for backbone, told in state.report["distillation"].items():
         assert len(told["held_out"]) == 1 + 2
         assert told["kept"] == min(range(3), key=told["held_out"].__getitem__)
         assert 0.0 < told["matched_tokens"] <= 1.0
-        assert fed.store.get(state.tensors[backbone]).keys() == group_average(fed, backbone).keys()
+        assert fed.store.get(state.tensors[backbone]).keys() == group_average(updates(fed), backbone).keys()
     # Qwen's only client is its own average: its teacher is itself, and every step leads away.
     alone = absorbed(place, clients="c", teachers="backbone")
     told = alone.report["distillation"][QWEN]
     assert (told["kept"], told["held_out"][0]) == (0, pytest.approx(0.0, abs=1e-5))
     found = fed.store.get(alone.tensors[QWEN])
-    assert all(torch.equal(found[key], value) for key, value in group_average(fed, QWEN).items())
+    assert all(torch.equal(found[key], value) for key, value in group_average(updates(fed), QWEN).items())
 
 
-def test_a_distillation_in_parts_is_one_training(place: tuple[Federation, Any]) -> None:
+def test_a_distillation_in_parts_is_one_training(place: Place) -> None:
     whole, parted = (absorbed(place, keep="best", checks=checks) for checks in (1, 2))
     last = [state.report["distillation"][QWEN]["held_out"][-1] for state in (whole, parted)]
     assert last[0] == last[1]
     assert whole.report["distillation"][QWEN]["held_out"][0] == parted.report["distillation"][QWEN]["held_out"][0]
 
 
-def test_later_rounds_only_average_and_absent_backbones_keep_what_they_had(place: tuple[Federation, Any]) -> None:
+def test_later_rounds_only_average_and_absent_backbones_keep_what_they_had(place: Place) -> None:
     fed, worker = place
     state = absorbed(place, 1, rounds=1)
     assert state.report["distillation"] == {}
     found = fed.store.get(state.tensors[LLAMA])
-    assert all(torch.equal(found[key], value) for key, value in group_average(fed, LLAMA).items())
+    assert all(torch.equal(found[key], value) for key, value in group_average(updates(fed), LLAMA).items())
     rule = PerAda(ServerConfig(**SMALL))  # type: ignore[arg-type]
     before = ServerState({QWEN: "here"})
     after = drive(rule.absorb(fed, before, updates(fed, "a"), 0), InProcessEngine(worker))
@@ -174,7 +139,5 @@ def test_later_rounds_only_average_and_absent_backbones_keep_what_they_had(place
 
 
 def test_a_federation_without_a_public_set_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"has no public set; name a folder or another benchmark that has one with --public"
-    ):
+    with pytest.raises(UserError, match=NO_PUBLIC_SET):
         setup(public=False)
