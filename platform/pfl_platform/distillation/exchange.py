@@ -14,6 +14,7 @@ from pfl_platform.distillation.targets import Answers, Mean, Targets, Teacher, c
 from pfl_platform.distillation.vocabularies import between, width
 from pfl_platform.federation.components import Federation, Update
 from pfl_platform.federation.tasks import Address, Program
+from pfl_platform.training.streams import Epochs
 
 
 class Exchange:
@@ -28,9 +29,9 @@ class Exchange:
         self._answers: dict[str, Answers] = {}
 
     @cached_property
-    def rows(self) -> int:
-        """Samples per pass without gradient."""
-        return min(self.fed.config.evaluation.batch_size, len(self.public))
+    def in_order(self) -> Epochs:
+        """The samples for a pass without gradient."""
+        return self.public.in_order(min(self.fed.config.evaluation.batch_size, len(self.public)))
 
     def answers(self, backbone: str) -> Answers:
         if backbone not in self._answers:
@@ -41,11 +42,10 @@ class Exchange:
         self, mix: Mix, *, temperature: float | None = None, top_k: int | None = None, variance: bool = False
     ) -> Predictions:
         """What a model has to measure."""
-        source = self.public.in_order(self.rows)
         return Predictions(
             mix,
-            source,
-            source.steps(),
+            self.in_order,
+            self.in_order.steps(),
             top_k=self.top_k if top_k is None else top_k,
             temperature=self.temperature if temperature is None else temperature,
             variance=variance,
@@ -63,9 +63,7 @@ class Exchange:
         outcomes = (yield tasks) if tasks else {}
         found = {}
         for task in tasks:
-            sent = outcomes[task.actor].sent
-            assert sent is not None
-            found[task.actor] = Predicted.read(self.fed.store.get(sent), statistic.name)
+            found[task.actor] = Predicted.read(self.fed.store.get(outcomes[task.actor].message), statistic.name)
         return found
 
     def asked_clients(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pfl_platform.adapters.surfaces import Mix, Tensors
+from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
 from pfl_platform.distillation.predictions import answers_of
 from pfl_platform.distillation.targets import Targets
-from pfl_platform.training.surfaces import Output, Source, Statistic, View
+from pfl_platform.training.surfaces import Loss, Output, Source, Statistic, View
 
 Tail = Literal["rest", "drop"]
 """What becomes of tokens that a target does not name: they are one further outcome together, or have probability 0."""
@@ -106,6 +106,18 @@ def towards(
     return per_row * (picked.shape[0] / max(1, int(known.sum())))
 
 
+def targets_under(
+    mix: Mix, name: str, numbers: Mapping[str, int], temperature: float = 1.0, *, tail: Tail = "rest"
+) -> Loss:
+    """The loss of learning targets under a mix, `T^2 KL(targets || student)`; they are `refs` under `name`. See
+    `towards`."""
+
+    def loss(view: View) -> Tensor:
+        return towards(view, view.forward(mix), numbers, Targets.read(view.refs, name), temperature, tail=tail)
+
+    return loss
+
+
 class Remaining(Statistic):
     """How far a student still is from its targets on samples that it is not trained on: the mean divergence over known
     answer tokens, sent as the scalar `<name>/mean`. The targets are `refs` under the same name."""
@@ -115,6 +127,10 @@ class Remaining(Statistic):
     ) -> None:
         self.name, self.data, self.amount = name, data, amount
         self._mix, self._numbers, self._temperature, self._tail = mix, numbers, temperature, tail
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(f"{self.name}/mean")
 
     def add(self, acc: Any, view: View) -> tuple[float, int]:
         total, count = acc if acc is not None else (0.0, 0)

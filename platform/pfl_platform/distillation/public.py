@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from pfl_platform.adapters.surfaces import Keys, Mix
 from pfl_platform.backbones import IGNORE, Backbone
 from pfl_platform.data import Sample
+from pfl_platform.distillation.losses import Remaining
 from pfl_platform.distillation.predictions import Predictions
 from pfl_platform.distillation.targets import Answers
 from pfl_platform.distillation.vocabularies import between
@@ -19,7 +19,7 @@ from pfl_platform.federation.rows import BLANK
 from pfl_platform.federation.setup import public_digest
 from pfl_platform.federation.tasks import Address, Share, Task
 from pfl_platform.training.streams import Epochs
-from pfl_platform.training.surfaces import Loss, Optim, Phase, Statistic, Step
+from pfl_platform.training.surfaces import Loss, Optim, Phase, Step
 
 STAGE = "server"
 _ROWS = 64
@@ -107,20 +107,9 @@ def predicting(
     statistic: Predictions,
     *,
     stage: str = STAGE,
-    salt: Mapping[str, Any] | None = None,
 ) -> Task:
     """A model's predictions of the public set, as what its outcome sends."""
-    return Task(
-        actor=actor,
-        stage=stage,
-        round_index=round_index,
-        backbone=host,
-        state=state,
-        frozen=fed.frozen.get(host),
-        statistics=(statistic,),
-        up=(Share(statistic.keys),),
-        salt={**fed.salt, "public": public.digest, **(salt or {})},
-    )
+    return _measuring(fed, public, actor, round_index, host, state, (statistic,), stage)
 
 
 def learning(
@@ -139,18 +128,19 @@ def learning(
     epochs: int = 1,
     steps: tuple[int, int] | None = None,
     cosine: bool = False,
-    statistics: tuple[Statistic, ...] = (),
-    up: tuple[Share, ...] = (),
+    statistics: Sequence[Predictions | Remaining] = (),
     stage: str = STAGE,
 ) -> Task:
     """A student that is trained on the public set for some epochs; `inbox` holds its targets. Adam starts afresh.
 
+    batch_size: samples per step; 0: as in training. statistics: what the student measures at the end and sends.
     steps: only the steps from the first to before the second, of a training that is done in parts. Each part takes the
     state of the one before, with Adam's moments, so that the parts together are the whole. The actors of the parts may
     differ in what follows a colon.
     """
     config, micro = fed.config.training, fed.config.training.micro_batch
-    source = Epochs(public.samples, batch_size, fed.seed, f"{actor.partition(':')[0]}, {stage}, round {round_index}")
+    order = f"{actor.partition(':')[0]}, {stage}, round {round_index}"
+    source = Epochs(public.samples, batch_size or config.batch_size, fed.seed, order)
     whole = source.steps(epochs)
     first, last = steps if steps is not None else (0, whole)
     optim = Optim(
@@ -162,6 +152,20 @@ def learning(
         first_step=first,
     )
     phase = Phase("distil", (Step(train, loss, optim),), last - first, replace(source, first=first), micro)
+    task = _measuring(fed, public, actor, round_index, host, state, statistics, stage)
+    return replace(task, inbox=inbox, phases=(phase,) if last > first else ())
+
+
+def _measuring(
+    fed: Federation,
+    public: PublicSet,
+    actor: str,
+    round_index: int,
+    host: str,
+    state: Address,
+    statistics: Sequence[Predictions | Remaining],
+    stage: str,
+) -> Task:
     return Task(
         actor=actor,
         stage=stage,
@@ -169,10 +173,8 @@ def learning(
         backbone=host,
         state=state,
         frozen=fed.frozen.get(host),
-        inbox=inbox,
-        phases=(phase,) if last > first else (),
-        statistics=statistics,
-        up=up,
+        statistics=tuple(statistics),
+        up=tuple(Share(statistic.keys) for statistic in statistics),
         salt={**fed.salt, "public": public.digest},
     )
 

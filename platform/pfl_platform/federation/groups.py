@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Tensors
-from pfl_platform.federation.components import Federation, Update, Updates, combine
+from pfl_platform.federation.components import Federation, ServerState, Update, Updates, combine
 from pfl_platform.federation.tasks import Address
 
 EVERYBODY, GROUP = Keys("*/block*"), Keys("*/layer*")
@@ -34,6 +34,13 @@ def mean_for(backbone: str, updates: Sequence[Update], weights: Sequence[float])
     same = [(update, weight) for update, weight in zip(updates, weights, strict=True) if update.backbone == backbone]
     own = mean([update for update, _ in same], [weight for _, weight in same], GROUP)
     return {**own, **mean(updates, weights, EVERYBODY)}
+
+
+def of_backbone(fed: Federation, state: ServerState, client_id: str, prefix: str = "") -> dict[str, Tensor]:
+    """The reply of a server whose state has one message per backbone, under `prefix` and the backbone's name; {} for
+    one that has none yet."""
+    address = state.tensors.get(f"{prefix}{fed.backbone_of[client_id]}")
+    return fed.store.get(address) if address else {}
 
 
 def average(fed: Federation, former: dict[str, Address], updates: Updates, *, examples: bool) -> dict[str, Address]:

@@ -113,8 +113,7 @@ class _Walk:
 
     def measure(self, client: ClientData, state: Tensors, weight: float | None, split: Split) -> Measured:
         outcome = self.worker.execute(self.task(client, {**state, **self.blend.params(state, weight)}, split))
-        assert outcome.state is not None
-        loss = float(self.fed.store.get(outcome.state)["line/loss"])
+        loss = float(self.fed.store.get(outcome.new_state)["line/loss"])
         scores = list(outcome.scores.values())
         return Measured(loss, sum(scores) / len(scores) if scores else None)
 
@@ -132,9 +131,7 @@ class _Walk:
             statistics=self.parts.measured(ctx),
             salt=self.fed.salt,
         )
-        outcome = self.worker.execute(task)
-        assert outcome.state is not None
-        return self.fed.store.get(outcome.state)
+        return self.fed.store.get(self.worker.execute(task).new_state)
 
 
 def opened(out: Path, plugins: PluginManager | None, benchmark: Benchmark | None) -> tuple[_Walk, RunFolder]:

@@ -145,6 +145,18 @@ class Outcome:
     predictions: Address | None = None  # file of predictions in the store
     cost: Cost = field(default_factory=Cost)
 
+    @property
+    def new_state(self) -> Address:
+        """The state after a task that trains, receives, or measures something that it keeps."""
+        assert self.state is not None
+        return self.state
+
+    @property
+    def message(self) -> Address:
+        """What a task sent whose `up` names something that is there."""
+        assert self.sent is not None
+        return self.sent
+
 
 Program: TypeAlias = Generator[Sequence[Task], Mapping[str, Outcome], T]
 """Yields tasks (one per actor), receives outcomes by actor, returns a result. Pure between yields."""

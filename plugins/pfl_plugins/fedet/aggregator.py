@@ -9,14 +9,14 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.distillation.exchange import Exchange, by_backbone, ordered
-from pfl_platform.distillation.losses import towards
+from pfl_platform.distillation.losses import targets_under, towards
 from pfl_platform.distillation.predictions import Predicted
 from pfl_platform.distillation.public import PublicSet, check_matching, learning, mixed
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.distillation.vocabularies import width
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean_for, sizes
-from pfl_platform.federation.tasks import Program, Share
+from pfl_platform.federation.groups import mean_for, of_backbone, sizes
+from pfl_platform.federation.tasks import Program
 from pfl_platform.training.surfaces import Loss, View
 from pfl_plugins.fedet.config import Config
 from pfl_plugins.fedet.equations import consensus, diversity
@@ -103,17 +103,14 @@ class FedET(Aggregator):
             self._server_loss(exchange.public),
             fed.adapter.trainable(SLOT),
             lr=config.lr,
-            batch_size=config.batch_size or fed.config.training.batch_size,
+            batch_size=config.batch_size,
             inbox=fed.store.put(inbox),
             epochs=config.epochs,
             statistics=(statistic,),
-            up=(Share(statistic.keys),),
         )
         outcome = (yield [task])[SERVER]
-        assert outcome.state is not None
-        assert outcome.sent is not None
-        addresses[SERVER] = outcome.state
-        said = Predicted.read(fed.store.get(outcome.sent), statistic.name)
+        addresses[SERVER] = outcome.new_state
+        said = Predicted.read(fed.store.get(outcome.message), statistic.name)
         return said, {
             "server_loss": float(said.losses.mean()),
             "matched_tokens": float(agreed.known.float().mean()),
@@ -151,6 +148,8 @@ class FedET(Aggregator):
     ) -> Program[None]:
         """Every average of this round learns what the server's model predicts."""
         fed, config, server = exchange.fed, self.config, self.server_model(exchange.fed)
+        # T^2 KL(server's model || student)
+        loss = targets_under(mixed(SLOT), TARGETS, exchange.public.numbers, config.temperature, tail=config.tail)
         tasks = {}
         for name, group in found.items():
             targets = exchange.targets([exchange.teacher(said, server, name)], name)
@@ -161,29 +160,16 @@ class FedET(Aggregator):
                 round_index,
                 fed.host_of(group[0].client_id),
                 addresses[name],
-                self._back_loss(exchange.public),
+                loss,
                 fed.adapter.trainable(SLOT),
                 lr=config.lr,
-                batch_size=config.batch_size or fed.config.training.batch_size,
+                batch_size=config.batch_size,
                 inbox=fed.store.put(targets.tensors(TARGETS)),
                 epochs=config.epochs,
             )
         outcomes = yield list(tasks.values())
         for name, task in tasks.items():
-            address = outcomes[task.actor].state
-            assert address is not None
-            addresses[name] = address
-
-    def _back_loss(self, public: PublicSet) -> Loss:
-        """`T^2 KL(server's model || student)`."""
-        config, numbers = self.config, public.numbers
-
-        def loss(view: View) -> Tensor:
-            targets = Targets.read(view.refs, TARGETS)
-            return towards(view, view.forward(mixed(SLOT)), numbers, targets, config.temperature, tail=config.tail)
-
-        return loss
+            addresses[name] = outcomes[task.actor].new_state
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
-        address = state.tensors.get(fed.backbone_of[client_id])
-        return fed.store.get(address) if address else {}
+        return of_backbone(fed, state, client_id)

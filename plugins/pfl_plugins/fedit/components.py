@@ -16,7 +16,7 @@ from pfl_platform.federation.components import (
     ServerState,
     Updates,
 )
-from pfl_platform.federation.groups import average
+from pfl_platform.federation.groups import average, of_backbone
 from pfl_platform.federation.tasks import Program, Share, shares_of
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Step
@@ -64,5 +64,4 @@ class FedAvg(Aggregator):
         return ServerState(average(fed, dict(state.tensors), updates, examples=examples))
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
-        address = state.tensors.get(fed.backbone_of[client_id])
-        return fed.store.get(address) if address else {}
+        return of_backbone(fed, state, client_id)

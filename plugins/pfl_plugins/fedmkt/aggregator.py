@@ -14,7 +14,8 @@ from pfl_platform.distillation.public import PublicSet, check_matching, learning
 from pfl_platform.distillation.targets import NOTHING, Teacher, own
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Updates
-from pfl_platform.federation.tasks import Address, Program, Share
+from pfl_platform.federation.groups import of_backbone
+from pfl_platform.federation.tasks import Address, Program
 from pfl_plugins.fedmkt.config import Config
 from pfl_plugins.fedmkt.equations import best_of, selected
 from pfl_plugins.fedmkt.learning import KNOWLEDGE, SLOT, TAUGHT, Lesson, measure, message
@@ -84,20 +85,17 @@ class FedMKTServer(Aggregator):
                 Lesson(fed, config, name),
                 fed.adapter.trainable(SLOT),
                 lr=config.lr,
-                batch_size=config.batch_size or fed.config.training.batch_size,
+                batch_size=config.batch_size,
                 inbox=fed.store.put(told),
                 epochs=config.epochs,
                 statistics=(statistic,),
-                up=(Share(statistic.keys),),
             )
         outcomes = yield list(tasks.values())
         said = {}
         for name, task in tasks.items():
             outcome = outcomes[task.actor]
-            assert outcome.state is not None
-            assert outcome.sent is not None
-            addresses[f"model/{name}"] = outcome.state
-            said[name] = Predicted.read(fed.store.get(outcome.sent), KNOWLEDGE)
+            addresses[f"model/{name}"] = outcome.new_state
+            said[name] = Predicted.read(fed.store.get(outcome.message), KNOWLEDGE)
             addresses[f"losses/{name}"] = fed.store.put({"losses": said[name].losses})
         for name in fed.backbones:
             addresses[f"taught/{name}"] = self._taught(exchange, said, name)
@@ -162,8 +160,7 @@ class FedMKTServer(Aggregator):
         }
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
-        address = state.tensors.get(f"taught/{fed.backbone_of[client_id]}")
-        return fed.store.get(address) if address else {}
+        return of_backbone(fed, state, client_id, "taught/")
 
 
 def options(fed: Federation) -> Config:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Mix, Tensors
+from pfl_platform.distillation.exchange import Exchange
 from pfl_platform.distillation.losses import towards
 from pfl_platform.distillation.predictions import Predictions
 from pfl_platform.distillation.public import PublicSet
@@ -25,8 +26,7 @@ MIX: Mix = {SLOT: 1.0}
 
 def measure(fed: Federation, config: Config, keep: tuple[str, ...] = ()) -> Predictions:
     """What clients and the server say about the public set."""
-    public = PublicSet.of(fed, config.samples)
-    source = public.in_order(min(fed.config.evaluation.batch_size, len(public)))
+    source = Exchange(fed, PublicSet.of(fed, config.samples), top_k=config.top_k).in_order
     return Predictions(MIX, source, source.steps(), top_k=config.top_k, dtype=torch.float16, keep=keep, name=KNOWLEDGE)
 
 

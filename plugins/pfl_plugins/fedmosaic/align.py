@@ -52,9 +52,7 @@ def align(fed: Federation, options: Alignment) -> Program[Mapping[str, Address]]
             tasks.append(_task(fed, options, pivot, name, samples, sites))
     outcomes = (yield tasks) if tasks else {}
     for task in tasks:
-        address = outcomes[task.actor].state
-        assert address is not None
-        aligned[task.backbone] = address
+        address = aligned[task.backbone] = outcomes[task.actor].new_state
         _write(fed, options, pivot, task.backbone, samples, fed.store.get(address))
     return aligned
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates, combine
+from pfl_platform.federation.groups import of_backbone
 from pfl_platform.federation.tasks import Address, Program
 from pfl_plugins.nbs.config import Config
 from pfl_plugins.nbs.equations import gram, shares
@@ -84,8 +85,7 @@ class NashBargaining(Aggregator):
         return {key: value for slot in slots for key, value in adapter.initial(host, slot, fed.seed).items()}
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
-        address = state.tensors.get(fed.backbone_of[client_id])
-        found = fed.store.get(address) if address else {}
+        found = of_backbone(fed, state, client_id)
         if not self.config.reply_slot:
             return found
         return {f"{self.config.reply_slot}/{key.partition('/')[2]}": value for key, value in found.items()}

@@ -39,7 +39,7 @@ def starts(fed: Federation, config: Config, slot: str) -> Program[dict[str, Addr
         return {}
     tasks = {client.client_id: features_task(fed, config, client) for client in asked}
     measured = yield list(tasks.values())
-    rows = {name: _there(measured[task.actor].sent) for name, task in tasks.items()}
+    rows = {name: measured[task.actor].message for name, task in tasks.items()}
     answers = {}
     for name, task in tasks.items():
         chosen = chosen_for(fed, config, name, [fed.store.get(rows[other]) for other in others[name]])
@@ -54,12 +54,7 @@ def starts(fed: Federation, config: Config, slot: str) -> Program[dict[str, Addr
             salt=fed.salt,
         )
     taken = yield list(answers.values())
-    return {name: _there(taken[task.actor].state) for name, task in answers.items()}
-
-
-def _there(address: Address | None) -> Address:
-    assert address is not None, "a task that measures or receives leaves something"
-    return address
+    return {name: taken[task.actor].new_state for name, task in answers.items()}
 
 
 def neighbours(fed: Federation, client_id: str) -> list[str]:

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.distillation.exchange import Exchange, by_backbone, ordered
-from pfl_platform.distillation.losses import Remaining, towards
+from pfl_platform.distillation.losses import Remaining, targets_under
 from pfl_platform.distillation.predictions import Predicted
 from pfl_platform.distillation.public import PublicSet, check_matching, learning, mixed
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean_for, sizes
-from pfl_platform.federation.tasks import Address, Program, Share, Task
-from pfl_platform.training.surfaces import Loss, View
+from pfl_platform.federation.groups import mean_for, of_backbone, sizes
+from pfl_platform.federation.tasks import Address, Program, Task
 from pfl_plugins.perada.config import ServerConfig
 from pfl_plugins.perada.equations import parts
 
@@ -105,8 +104,7 @@ class PerAda(Aggregator):
             outcomes = yield tasks
             for student, task in zip(students, tasks, strict=True):
                 outcome = outcomes[task.actor]
-                assert outcome.state is not None
-                student.last = outcome.state
+                student.last = outcome.new_state
                 distance = -float(part[1])  # the last one, when nothing is held out
                 if outcome.sent is not None:
                     distance = float(fed.store.get(outcome.sent)[f"{HELD}/mean"])
@@ -114,10 +112,8 @@ class PerAda(Aggregator):
         return students
 
     def _steps(self, public: PublicSet, fed: Federation) -> int:
-        return self.config.epochs * -(-len(public) // self._batch(fed))
-
-    def _batch(self, fed: Federation) -> int:
-        return self.config.batch_size or fed.config.training.batch_size
+        batch = self.config.batch_size or fed.config.training.batch_size
+        return self.config.epochs * -(-len(public) // batch)
 
     def _targets(
         self, exchange: Exchange, predicted: Mapping[str, Predicted], updates: Sequence[Update], student: str
@@ -141,9 +137,10 @@ class PerAda(Aggregator):
         config = self.config
         measures: tuple[Remaining, ...] = ()
         if exam is not None:
-            held = exam.public.in_order(exam.rows)
-            numbers = exam.public.numbers
+            held, numbers = exam.in_order, exam.public.numbers
             measures = (Remaining(HELD, mixed(SLOT), held, held.steps(), numbers, config.temperature, config.tail),)
+        # T^2 KL(mean of the clients || student)
+        loss = targets_under(mixed(SLOT), TARGETS, public.numbers, config.temperature, tail=config.tail)
         return learning(
             fed,
             public,
@@ -151,28 +148,16 @@ class PerAda(Aggregator):
             round_index,
             student.host,
             student.last,
-            self._loss(public),
+            loss,
             fed.adapter.trainable(SLOT),
             lr=config.lr,
-            batch_size=self._batch(fed),
+            batch_size=config.batch_size,
             inbox=student.inbox,
             epochs=config.epochs,
             steps=part,
             cosine=True,
             statistics=measures,
-            up=(Share(Keys(f"{HELD}/mean")),) if measures else (),
         )
 
-    def _loss(self, public: PublicSet) -> Loss:
-        """`T^2 KL(mean of the clients || student)`."""
-        config, numbers = self.config, public.numbers
-
-        def loss(view: View) -> Tensor:
-            targets = Targets.read(view.refs, TARGETS)
-            return towards(view, view.forward(mixed(SLOT)), numbers, targets, config.temperature, tail=config.tail)
-
-        return loss
-
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
-        address = state.tensors.get(fed.backbone_of[client_id])
-        return fed.store.get(address) if address else {}
+        return of_backbone(fed, state, client_id)

@@ -16,7 +16,7 @@ from pfl_platform.distillation.public import PublicSet, check_matching, learning
 from pfl_platform.distillation.targets import Targets, own
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean, sizes
+from pfl_platform.federation.groups import mean, of_backbone, sizes
 from pfl_platform.federation.tasks import Address, Program
 from pfl_platform.training.surfaces import Loss, View
 from pfl_plugins.takfl.config import Config
@@ -143,16 +143,14 @@ class Takfl(Aggregator):
                         self._loss(exchange.public, name),
                         fed.adapter.trainable(SLOT),
                         lr=config.lr,
-                        batch_size=config.batch_size or fed.config.training.batch_size,
+                        batch_size=config.batch_size,
                         inbox=fed.store.put({**targets.tensors(TARGETS), **before}),
                         epochs=config.epochs,
                     )
                 )
             outcomes = yield tasks
             for student, task in zip(prototypes, tasks, strict=True):
-                address = outcomes[task.actor].state
-                assert address is not None
-                last[student.backbone] = address
+                address = last[student.backbone] = outcomes[task.actor].new_state
                 taught = fed.store.get(address)
                 start: Tensors = fed.store.get(student.start)
                 if config.official_zero_vectors:
@@ -212,8 +210,7 @@ class Takfl(Aggregator):
         return chosen
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
-        address = state.tensors.get(fed.backbone_of[client_id])
-        return fed.store.get(address) if address else {}
+        return of_backbone(fed, state, client_id)
 
 
 def _report(
