@@ -8,17 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from federation_support import built, copying_client
 from pfl_platform.adapters.surfaces import Keys
-from pfl_platform.data import ClientData, FixedBenchmark, TaskData
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.federation.components import Federation, Update, Updates
 from pfl_platform.federation.groups import mean, sizes
-from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.setup import Setup
 from pfl_platform.federation.tasks import Outcome, Task
-from pfl_platform.plugins import PluginManager
-from pfl_platform.recipes import Request, Resolver
 from pfl_platform.store.memory import MemoryStore
-from pfl_platform.testing.bench import samples
 
 LLAMA, QWEN = "tiny-llava-llama-s", "tiny-llava-qwen-s"
 NO_PUBLIC_SET = r"has no public set; name a folder or another benchmark that has one with --public"
@@ -28,16 +25,8 @@ Place = tuple[Federation, Any]
 
 def set_up(method: str, *sets: str, public: bool = True) -> Setup:
     """Clients a and b on one backbone, c on one of another tokenizer, and the public samples that the server needs."""
-
-    def client(name: str, backbone: str) -> ClientData:
-        parts = (samples(name, 8), samples(f"{name}v", 2), samples(f"{name}t", 2))
-        return ClientData(name, backbone, (TaskData(f"copy-{name}", "open-ended", "exact", *parts),))
-
-    clients = (client("a", LLAMA), client("b", LLAMA), client("c", QWEN))
-    manager = PluginManager()
-    given = {"public": samples("public", 8)} if public else {}
-    config = Resolver(manager).resolve(Request(method=method, sets=[*QUICK, *sets]))
-    return build(config, manager, FixedBenchmark("test", clients, "1", public_sets=given))
+    clients = [copying_client(name, backbone) for name, backbone in (("a", LLAMA), ("b", LLAMA), ("c", QWEN))]
+    return built(method, clients, [*QUICK, *sets], public=8 if public else 0)
 
 
 def place_of(chosen: Setup) -> Place:
