@@ -7,8 +7,10 @@ each pass with a cache of its own. Of a backbone that answers in one step they a
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -60,7 +62,7 @@ class HostPrompts:
         goes_on = not backbone.answer_side and not isinstance(backbone.codec, OneStepCodec)
         options: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False} if goes_on else {}
         if goes_on:
-            options["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            options["position_ids"] = positions_of(inputs["attention_mask"])
         with host.mixing(mix, host.masks(inputs)), tapping(backbone, taps) as seen:
             logits = backbone.model(**inputs, **options).logits
         return Output(logits, self._encoded, seen)
@@ -75,72 +77,72 @@ def _one_step(host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -
     return torch.stack(found).mean(dim=0)
 
 
-class _Continuations:
+class _Writing(ABC):
+    """Answers while they are written, token by token; every pass has a cache of its own."""
+
+    def __init__(self, host: Host, passes: Sequence[Mix]) -> None:
+        self._host = host
+        self._passes = passes
+        self._kept: list[dict[str, Any]] = [{} for _ in passes]
+        self.inputs: dict[str, Any] = {}
+        self.masks: Tensor | Callable[[str], Tensor] | None = None
+
+    def logits(self) -> Tensor:
+        """Of the next token, added over the passes in their order, float32 (rows, vocabulary)."""
+        return reduce(torch.add, map(self._run, range(len(self._passes))))
+
+    def _run(self, number: int) -> Tensor:
+        with self._host.mixing(self._passes[number], self.masks):
+            out = self._host.backbone.model(**self.inputs, **self._kept[number], use_cache=True)
+        self._kept[number] = self.kept(out)
+        last: Tensor = out.logits[:, -1].float()
+        return last
+
+    def kept(self, out: Any) -> dict[str, Any]:
+        """What a pass hands to its next one, as arguments of the model."""
+        return {"past_key_values": out.past_key_values}
+
+    @abstractmethod
+    def append(self, token: Tensor) -> None:
+        """Takes the token that was chosen, int64 (rows,)."""
+
+
+class _Continuations(_Writing):
     """Answers that go on from a left-padded prompt."""
 
     def __init__(self, host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -> None:
-        self._host = host
-        self._passes = passes
-        self._inputs = dict(inputs)
-        self._mask = inputs["attention_mask"]
-        self._caches: list[Any] = [None] * len(passes)
+        super().__init__(host, passes)
+        self._read(inputs)
 
-    def logits(self) -> Tensor:
-        """Of the next token, float32 (rows, vocabulary)."""
-        inputs, mask = self._inputs, self._mask
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs["input_ids"].shape[1] :]
-        total: Tensor | None = None
-        for number, mix in enumerate(self._passes):
-            with self._host.mixing(mix, mask):
-                out = self._host.backbone.model(
-                    **inputs,
-                    position_ids=positions,
-                    past_key_values=self._caches[number],
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-            self._caches[number] = out.past_key_values
-            last = out.logits[:, -1].float()
-            total = last if total is None else total + last
-        assert total is not None
-        return total
+    def _read(self, inputs: Mapping[str, Tensor]) -> None:
+        self.masks = inputs["attention_mask"]
+        positions = positions_of(self.masks)[:, -inputs["input_ids"].shape[1] :]
+        self.inputs = {**inputs, "position_ids": positions, "logits_to_keep": 1}
 
     def append(self, token: Tensor) -> None:
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=1)
-        self._inputs = {"input_ids": token[:, None], "attention_mask": self._mask}
+        mask = self.inputs["attention_mask"]
+        mask = torch.cat([mask, mask.new_ones(len(token), 1)], dim=1)
+        self._read({"input_ids": token[:, None], "attention_mask": mask})
 
 
-class _Answers:
+class _Answers(_Writing):
     """Answers that a decoder writes to what an encoder has read, once."""
 
     def __init__(self, host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -> None:
-        self._host = host
-        self._passes = passes
-        self._masks = host.masks(inputs)  # one column for the answer's side: every token written so far is one
-        self._inputs = {name: value for name, value in inputs.items() if name != "decoder_attention_mask"}
-        self._read: list[Any] = [None] * len(passes)
-        self._caches: list[Any] = [None] * len(passes)
+        super().__init__(host, passes)
+        self.masks = host.masks(inputs)  # one column for the answer's side: every token written so far is one
+        self.inputs = {name: value for name, value in inputs.items() if name != "decoder_attention_mask"}
 
-    def logits(self) -> Tensor:
-        """Of the next token, float32 (rows, vocabulary)."""
-        total: Tensor | None = None
-        for number, mix in enumerate(self._passes):
-            with self._host.mixing(mix, self._masks):
-                out = self._host.backbone.model(
-                    **self._inputs,
-                    encoder_outputs=self._read[number],
-                    past_key_values=self._caches[number],
-                    use_cache=True,
-                )
-            self._read[number] = (out.encoder_last_hidden_state,)
-            self._caches[number] = out.past_key_values
-            last = out.logits[:, -1].float()
-            total = last if total is None else total + last
-        assert total is not None
-        return total
+    def kept(self, out: Any) -> dict[str, Any]:
+        return {**super().kept(out), "encoder_outputs": (out.encoder_last_hidden_state,)}
 
     def append(self, token: Tensor) -> None:
-        self._inputs = {"attention_mask": self._inputs["attention_mask"], "decoder_input_ids": token[:, None]}
+        self.inputs = {"attention_mask": self.inputs["attention_mask"], "decoder_input_ids": token[:, None]}
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Places of the tokens of left-padded rows, int64 (rows, columns); 0 at the padding."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ def answer_loss(output: Output) -> Tensor:
     return per_row * (labels.shape[0] / supervised)
 
 
-def answers_under(mix: Mix) -> Loss:
-    """The loss of predicting the answers under a mix."""
+def answers_under(mix: Mix, *, dropout: bool = True) -> Loss:
+    """The loss of predicting the answers under a mix. For what is measured and not trained, dropout is not wanted."""
 
     def loss(view: View) -> Tensor:
-        return answer_loss(view.forward(mix))
+        return answer_loss(view.forward(mix, train=dropout))
 
     return loss

@@ -12,16 +12,11 @@ from pfl_platform.adapters.host import BASE
 from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Objective, Update
-from pfl_platform.training.losses import answer_loss
-from pfl_platform.training.surfaces import Loss, Source, Statistic, View, Want
+from pfl_platform.training.losses import answers_under
+from pfl_platform.training.surfaces import Source, Statistic, View, Want
 from pfl_plugins.fisher.config import Config
 from pfl_plugins.fisher.rule import STATISTIC
 from pfl_plugins.merging.measures import Measure, held_out
-
-
-def quiet_answers(mix: Mix) -> Loss:
-    """The answers' loss without dropout; of one sample it is the mean over its answer tokens."""
-    return lambda view: answer_loss(view.forward(mix, train=False))
 
 
 class Information(Statistic):
@@ -33,7 +28,7 @@ class Information(Statistic):
 
     def __init__(self, keys: Keys, mix: Mix, source: Source, amount: int) -> None:
         self.name, self.data, self.amount = STATISTIC, source, amount
-        self.wants = (Want(STATISTIC, keys, quiet_answers(mix)),)
+        self.wants = (Want(STATISTIC, keys, answers_under(mix, dropout=False)),)
 
     def add(self, acc: Any, view: View) -> tuple[dict[str, Tensor], int]:
         sums, count = acc if acc is not None else ({}, 0)
@@ -58,7 +53,7 @@ class FisherInformation(Measure):
         return Keys(f"{STATISTIC}/*")
 
     def statistic(self, ctx: ClientContext, objective: Objective) -> Information:
-        source = held_out(ctx, self.config.samples, ctx.fed.config.training.batch_size, STATISTIC)
+        source = held_out(ctx, self.config.samples, STATISTIC)
         if self.config.space != "ab":
             dense = Keys(*(f"{BASE}/{site.name}/W" for site in ctx.sites))
             return Information(dense, objective.mix, source, source.steps())

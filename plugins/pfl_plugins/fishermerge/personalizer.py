@@ -12,12 +12,12 @@ from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Blend, InferenceRecipe
 from pfl_platform.federation.components import ClientContext, Federation, Needs, Objective, Personalizer
-from pfl_platform.training.streams import Epochs
 from pfl_platform.training.surfaces import Statistic, View, Want
 from pfl_plugins.fishermerge.config import Config
 from pfl_plugins.fishermerge.equations import merged
 from pfl_plugins.potara.objective import FEDERATED, LOCAL
-from pfl_plugins.potara.statistic import bare, drawn, keys_of, quiet_answers
+from pfl_plugins.potara.personalizer import check_slots
+from pfl_plugins.potara.statistic import answers_of, bare, few, keys_of
 
 STATISTIC = "fishermerge"
 SCALE = f"{STATISTIC}/scale"
@@ -29,12 +29,11 @@ class Information(Statistic):
 
     def __init__(self, ctx: ClientContext, config: Config) -> None:
         adapter, full = ctx.adapter, config.space == "full"
-        batch = ctx.fed.config.training.batch_size
-        source = Epochs(drawn(ctx, config.samples), batch, ctx.fed.seed, f"{STATISTIC} {ctx.client.client_id}", False)
+        source = few(ctx, config.samples, STATISTIC)
         self.name, self.data, self.amount = STATISTIC, source, source.steps()
         self.scale = float(adapter.signature().get("scale", 1.0))
         self.wants = tuple(
-            Want(slot, Keys("base/*/W") if full else adapter.trainable(slot), quiet_answers({slot: 1.0}))
+            Want(slot, Keys("base/*/W") if full else adapter.trainable(slot), answers_of(slot))
             for slot in (FEDERATED, LOCAL)
         )
 
@@ -77,13 +76,7 @@ class FisherMerge(Personalizer):
         return (Information(ctx, self.config),)
 
     def recipe(self, objective: Objective) -> InferenceRecipe:
-        names = {slot.name for slot in objective.slots}
-        for slot in (FEDERATED, LOCAL):
-            if slot not in names:
-                raise UserError(
-                    f"The personalizer 'fishermerge' merges the slots '{FEDERATED}' and '{LOCAL}', but the objective "
-                    f"has no '{slot}'; choose objective=potara."
-                )
+        check_slots("fishermerge", objective)
         keys = (keys_of(LOCAL), keys_of(FEDERATED))
         blend = Blend(("local", "federated"), keys, self.params, lambda state: self.config.weight)
         # The dense result is in no slot: it is laid over the bare backbone.

@@ -34,11 +34,12 @@ class Measure(ABC):
         """One statistic of one module (`slot/site`); see `Inputs.statistic`. Raises `UserError` when there is none."""
 
 
-def held_out(ctx: ClientContext, samples: int, batch_size: int, name: str) -> Epochs:
+def held_out(ctx: ClientContext, samples: int, name: str) -> Epochs:
     """A pass over at most `samples` of a client's validation samples, of all its tasks in turn; over training samples
     where it has no validation. Never over test data."""
     tasks = ctx.client.tasks
     parts = [task.validation for task in tasks] if any(task.validation for task in tasks) else [t.train for t in tasks]
     longest = max(len(part) for part in parts)
     chosen: list[Sample] = [part[i] for i in range(longest) for part in parts if i < len(part)]
-    return Epochs(chosen[:samples], batch_size, ctx.fed.seed, f"{name} {ctx.client.client_id}", shuffle=False)
+    batch, seed = ctx.fed.config.training.batch_size, ctx.fed.seed
+    return Epochs(chosen[:samples], batch, seed, f"{name} {ctx.client.client_id}", shuffle=False)

@@ -30,13 +30,7 @@ class Merge(Personalizer):
         return (Gradients(ctx, self.config),) if self.config.weights == "closed_form" else ()
 
     def recipe(self, objective: Objective) -> InferenceRecipe:
-        names = {slot.name for slot in objective.slots}
-        for slot in (FEDERATED, LOCAL):
-            if slot not in names:
-                raise UserError(
-                    f"The personalizer 'potara' merges the slots '{FEDERATED}' and '{LOCAL}', but the objective has no "
-                    f"'{slot}'; choose objective=potara."
-                )
+        check_slots("potara", objective)
         blend = Blend(("local", "federated"), (keys_of(LOCAL), keys_of(FEDERATED)), self.params, self.weight)
         return InferenceRecipe(({LOCAL: 1.0},), "replied", blend=blend)
 
@@ -59,6 +53,17 @@ class Merge(Personalizer):
         return {
             key: merged(federated[f"{FEDERATED}/{bare(key)}"], value, of(bare(key))) for key, value in local.items()
         }
+
+
+def check_slots(personalizer: str, objective: Objective) -> None:
+    """Raises `UserError` when the objective lacks one of the two slots that a personalizer merges."""
+    names = {slot.name for slot in objective.slots}
+    for slot in (FEDERATED, LOCAL):
+        if slot not in names:
+            raise UserError(
+                f"The personalizer '{personalizer}' merges the slots '{FEDERATED}' and '{LOCAL}', but the objective "
+                f"has no '{slot}'; choose objective=potara."
+            )
 
 
 def in_deltas(

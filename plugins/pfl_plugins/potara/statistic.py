@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
+from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.data import Sample
 from pfl_platform.federation.components import ClientContext
 from pfl_platform.rng import numpy_rng
-from pfl_platform.training.losses import answer_loss
+from pfl_platform.training.losses import answers_under
 from pfl_platform.training.streams import Epochs, Pooled
 from pfl_platform.training.surfaces import Loss, Statistic, View, Want
 from pfl_plugins.potara.config import MergeConfig
@@ -21,11 +21,6 @@ from pfl_plugins.potara.objective import FEDERATED, LOCAL
 
 STATISTIC = "potara"
 WEIGHT = f"{STATISTIC}/weight"
-
-
-def quiet_answers(mix: Mix) -> Loss:
-    """The answers' loss without dropout."""
-    return lambda view: answer_loss(view.forward(mix, train=False))
 
 
 def bare(key: str) -> str:
@@ -56,15 +51,10 @@ class Gradients(Statistic):
 
     def __init__(self, ctx: ClientContext, config: MergeConfig) -> None:
         adapter = ctx.adapter
-        chosen = drawn(ctx, config.samples)
-        source = Epochs(
-            chosen, ctx.fed.config.training.batch_size, ctx.fed.seed, f"{STATISTIC} {ctx.client.client_id}", False
-        )
+        source = few(ctx, config.samples, STATISTIC)
         self.name, self.config = STATISTIC, config
         self.data, self.amount = source, source.steps()
-        self.wants = tuple(
-            Want(slot, adapter.trainable(slot), quiet_answers({slot: 1.0})) for slot in (FEDERATED, LOCAL)
-        )
+        self.wants = tuple(Want(slot, adapter.trainable(slot), answers_of(slot)) for slot in (FEDERATED, LOCAL))
 
     def add(self, acc: Any, view: View) -> dict[str, Moments]:
         sums: dict[str, Moments] = acc if acc is not None else {}
@@ -106,6 +96,17 @@ def drawn(ctx: ClientContext, count: int) -> list[Sample]:
     pool = Pooled([task.train for task in ctx.client.tasks])
     order = numpy_rng(ctx.fed.seed, STATISTIC, ctx.client.client_id).permutation(len(pool))
     return [pool[int(index)] for index in order[:count]]
+
+
+def few(ctx: ClientContext, count: int, name: str) -> Epochs:
+    """One pass over the samples `drawn`, for the statistic of a name."""
+    batch, seed = ctx.fed.config.training.batch_size, ctx.fed.seed
+    return Epochs(drawn(ctx, count), batch, seed, f"{name} {ctx.client.client_id}", shuffle=False)
+
+
+def answers_of(slot: str) -> Loss:
+    """The answers' loss of the model that is one slot, without dropout."""
+    return answers_under({slot: 1.0}, dropout=False)
 
 
 def keys_of(slot: str) -> Keys:

@@ -93,7 +93,7 @@ class Grams(Measure):
 
     def statistic(self, ctx: ClientContext, objective: Objective) -> Gram:
         config = self.config
-        source = held_out(ctx, config.samples, ctx.fed.config.training.batch_size, STATISTIC)
+        source = held_out(ctx, config.samples, STATISTIC)
         sites = ctx.sites
         return Gram(
             sites,
