@@ -5,10 +5,11 @@ Everything is lazy and read-only. A picture is known by a key and opened only wh
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
 from pfl_platform.errors import UserError
 
@@ -80,6 +81,34 @@ class Sample:
     @property
     def gold(self) -> tuple[str, ...]:
         return self.references or (self.turns[0].answer,)
+
+
+class OnDemand(Sequence[Sample]):
+    """Samples that are made when they are asked for; so is a part that is cut out of them."""
+
+    @abstractmethod
+    def at(self, place: int) -> Sample:
+        """Sample `place`, 0 .. len - 1: the same at every call."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        places = range(len(self))[index]
+        return _Part(self, places) if isinstance(places, range) else self.at(places)
+
+
+class _Part(OnDemand):
+    def __init__(self, whole: OnDemand, places: range) -> None:
+        self._whole = whole
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def at(self, place: int) -> Sample:
+        return self._whole.at(self._places[place])
 
 
 @dataclass(frozen=True)

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pfl_benchmarks.glue.options import NAME, GlueOptions
 from pfl_benchmarks.glue.tables import read_table
 from pfl_benchmarks.glue.tasks import TASKS, GlueTask
+from pfl_benchmarks.roots import find_root
 from pfl_platform.data import ClientData, FixedBenchmark, Sample, TaskData
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.rng import numpy_rng
 
-DATA = "PFL_DATA"
-"""Environment variable: the folder that holds data sets."""
 TRAIN = "train.tsv"
 DEFAULTS = {"evaluation": {"max_new_tokens": 8}}
 
 
 def load(options: GlueOptions) -> FixedBenchmark:
     """Reads every client's files; everything is checked here."""
-    root = find_root(options.root)
+    root = find_root(options.root, NAME, "GLUE")
     clients = tuple(
         ClientData(task.name, options.backbones[index % len(options.backbones)], (_data(root, task, options),))
         for index, task in enumerate(choose(options.tasks))
     )
     return FixedBenchmark(NAME, clients, _digest(clients), defaults=DEFAULTS)
-
-
-def find_root(given: Path | None) -> Path:
-    """The folder with one folder per task."""
-    data = os.environ.get(DATA)
-    root = given or (Path(data) / NAME if data else None)
-    how = f"name the folder with the option 'root', or set {DATA} to the folder that holds '{NAME}'"
-    if root is None:
-        raise UserError(f"Where are the files of GLUE? Please {how}.")
-    if not root.is_dir():
-        raise UserError(f"GLUE is not at {root}: there is no such folder; {how}.")
-    return root
 
 
 def choose(names: tuple[str, ...]) -> list[GlueTask]:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pfl_benchmarks.roots import find_root
 from pfl_benchmarks.sni.instances import SniTask, read_task, sample_of
 from pfl_benchmarks.sni.options import NAME, SniOptions
 from pfl_platform.data import ClientData, FixedBenchmark, Sample, TaskData
 from pfl_platform.errors import UserError, nearest
 
-DATA = "PFL_DATA"
-"""Environment variable: the folder that holds data sets."""
 METRIC = "rouge_l"
 DEFAULTS = {"evaluation": {"max_new_tokens": 32}}
 
 
 def load(options: SniOptions) -> FixedBenchmark:
     """Reads the clients' tasks and the public set; everything is checked here."""
-    root = find_root(options.root)
+    root = find_root(options.root, NAME, "Super-NaturalInstructions", ("tasks", "splits"))
     split = find_split(root, options.split)
     tasks = choose_tasks(root, split, options)
     clients = tuple(
@@ -31,19 +29,6 @@ def load(options: SniOptions) -> FixedBenchmark:
     public = _public(root, split, tasks, options)
     sets = {"test_tasks": public} if public else {}
     return FixedBenchmark(NAME, clients, _digest(clients, public), defaults=DEFAULTS, public_sets=sets)
-
-
-def find_root(given: Path | None) -> Path:
-    """The folder with `tasks/` and `splits/`."""
-    data = os.environ.get(DATA)
-    root = given or (Path(data) / NAME if data else None)
-    how = f"name the folder with the option 'root', or set {DATA} to the folder that holds '{NAME}'"
-    if root is None:
-        raise UserError(f"Where are the files of Super-NaturalInstructions? Please {how}.")
-    missing = next((part for part in ("tasks", "splits") if not (root / part).is_dir()), None)
-    if missing:
-        raise UserError(f"Super-NaturalInstructions is not at {root}: there is no folder '{missing}'; {how}.")
-    return root
 
 
 def find_split(root: Path, name: str | None) -> Path:

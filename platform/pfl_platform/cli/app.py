@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads for computing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results only.")]
 
 
@@ -73,7 +74,7 @@ def run(
         list[str] | None,
         typer.Option("--tune", help="Choose a setting on validation samples: key=a,b,c. May be repeated."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads for computing.")] = None,
+    threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
     ] = None,
@@ -155,7 +156,7 @@ def merge(
     drop_bad: Annotated[bool, typer.Option("--drop-bad", help="Leave out adapters with NaN or infinity.")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any option of the rule: key=value.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of rules that draw.")] = 0,
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads for computing.")] = None,
+    threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

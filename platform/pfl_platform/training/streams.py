@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.config import Stream
-from pfl_platform.data import ClientData, Sample
+from pfl_platform.data import ClientData, OnDemand, Sample
 from pfl_platform.rng import numpy_rng
 from pfl_platform.training.surfaces import Source
 
@@ -128,7 +128,7 @@ class OpenStream:
         return {COUNTS: torch.from_numpy(self._counts.copy())}
 
 
-class Pooled(Sequence[Sample]):
+class Pooled(OnDemand):
     """Several sequences of samples, one behind the other; a sample is asked for when it is read.
 
     >>> from pfl_platform.data import Turn
@@ -145,14 +145,7 @@ class Pooled(Sequence[Sample]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> Sample:
         number = bisect_right(self._ends, place)
         return self._parts[number][place - (self._ends[number - 1] if number else 0)]
 

@@ -18,7 +18,7 @@ from pfl_platform.lowrank.blocks import Place
 from pfl_platform.lowrank.deltas import weighted_sum
 from pfl_plugins.merging.operands import Field, Operand
 from pfl_plugins.merging.outcomes import Entries, Factored, Outcome
-from pfl_plugins.merging.rules import Bound, Rule, summed
+from pfl_plugins.merging.rules import Bound, Rule, per_adapter, summed
 
 
 def weighted_mean(stack: Tensor, weights: Sequence[float]) -> Tensor:
@@ -27,7 +27,7 @@ def weighted_mean(stack: Tensor, weights: Sequence[float]) -> Tensor:
     >>> weighted_mean(Tensor([[1.0, 2.0], [3.0, 6.0]]), [0.75, 0.25])
     tensor([1.5000, 3.0000])
     """
-    return (stack * stack.new_tensor(weights).view(-1, *[1] * (stack.dim() - 1))).sum(dim=0)
+    return (stack * per_adapter(weights, stack)).sum(dim=0)
 
 
 def task_arithmetic(stack: Tensor, weights: Sequence[float], coef: float = 1.0) -> Tensor:

@@ -23,7 +23,7 @@ from pfl_platform.lowrank.blocks import Place
 from pfl_plugins.emr.config import EmrOptions
 from pfl_plugins.merging.operands import Field, Operand
 from pfl_plugins.merging.outcomes import Entries, Outcome
-from pfl_plugins.merging.rules import Bound, Rule
+from pfl_plugins.merging.rules import Bound, Rule, per_adapter
 
 
 def elect(stack: Tensor, weights: Sequence[float]) -> Tensor:
@@ -32,7 +32,7 @@ def elect(stack: Tensor, weights: Sequence[float]) -> Tensor:
     >>> elect(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -2.0, -2.0]]), [0.5, 0.5])
     tensor([ 3., -2.,  2.])
     """
-    relative = stack.new_tensor([weight / max(weights) for weight in weights]).view(-1, *[1] * (stack.dim() - 1))
+    relative = per_adapter([weight / max(weights) for weight in weights], stack)
     positive = (stack * relative).sum(dim=0) >= 0
     return torch.where(positive, stack.amax(dim=0).clamp_min(0), stack.amin(dim=0).clamp_max(0))
 

@@ -23,7 +23,7 @@ from pfl_platform.lowrank.blocks import Place
 from pfl_plugins.fisher.config import FisherOptions
 from pfl_plugins.merging.operands import Field, Operand
 from pfl_plugins.merging.outcomes import Entries, Outcome
-from pfl_plugins.merging.rules import Bound, Rule
+from pfl_plugins.merging.rules import Bound, Rule, per_adapter
 
 STATISTIC = "fisher"
 
@@ -34,10 +34,10 @@ def fisher_mean(stack: Tensor, information: Tensor, weights: Sequence[float], fl
     >>> fisher_mean(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([[3.0, 0.0], [1.0, 0.0]]), [0.5, 0.5])
     tensor([1.5000, 2.0000])
     """
-    shares = information.clamp_min(floor) * stack.new_tensor(weights).view(-1, *[1] * (stack.dim() - 1))
+    shares = information.clamp_min(floor) * per_adapter(weights, stack)
     total = shares.sum(dim=0)
     nobody = total <= 0
-    plain = stack.new_tensor(weights).view(-1, *[1] * (stack.dim() - 1)) / sum(weights)
+    plain = per_adapter(weights, stack) / sum(weights)
     shares = torch.where(nobody, plain, shares / torch.where(nobody, 1.0, total))
     return (shares * stack).sum(dim=0)
 

@@ -181,16 +181,8 @@ class Isotropic(Outcome):
 
 
 @dataclass(frozen=True, eq=False)
-class Product(Outcome):
+class Product(Factored):
     """Merged factors: an adapter as it is."""
-
-    delta: Delta
-
-    def whole(self) -> Delta:
-        return self.delta
-
-    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
-        return Factored(self.delta).leading(ranks, tol)
 
     def fit(self, targets: Sequence[Target | None], how: Refit) -> list[Fit]:
         """The factors themselves for targets of their rank; the coefficient goes into B alone."""

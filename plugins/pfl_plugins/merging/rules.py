@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
+
+from torch import Tensor
 
 from pfl_plugins.merging.operands import Field, Operand
 from pfl_plugins.merging.outcomes import Outcome
@@ -49,6 +51,12 @@ def summed(weights: tuple[float, ...], *, averaged: bool) -> tuple[float, ...]:
     ((1.0, 1.0), (0.5, 0.5))
     """
     return weights if averaged else tuple(len(weights) * weight for weight in weights)
+
+
+def per_adapter(values: Sequence[float], stack: Tensor) -> Tensor:
+    """One number for each of the K matrices of a stack (K, ...), in a shape that multiplies it: (K, 1, ...), of the
+    stack's dtype and device."""
+    return stack.new_tensor(values).view(-1, *[1] * (stack.dim() - 1))
 
 
 Refusals: TypeAlias = Mapping[str, str]
