@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from federation_support import Federate, federating
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import combine
-from pfl_platform.testing import Bench
-from pfl_platform.testing.rounds import Rounds
 from pfl_plugins.ditto import objective
 from pfl_plugins.ditto.equations import proximal
-
-SMALL = ("tiny-llama-s", "tiny-llama-m")
-Federate = Callable[..., Rounds]
 
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Federate:
-    def made(method: str = "ditto", clients: int = 2, **changes: Any) -> Rounds:
-        return Rounds(Bench(method, tmp_path, SMALL, ["backbone_options.init=0"]), clients=clients, **changes)
-
-    return made
+    return federating(tmp_path, "ditto")
 
 
 def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from federation_support import Federate, federating
 from pfl_platform.adapters.surfaces import Site
 from pfl_platform.federation.components import ServerState
-from pfl_platform.testing import Bench
-from pfl_platform.testing.rounds import Rounds
 from pfl_plugins.fedalt.config import RestConfig
 from pfl_plugins.fedalt.mixer import TokenMixer
 from pfl_plugins.fedalt.rest import RestOfWorld
 
-SMALL = ("tiny-llama-s", "tiny-llama-m")
-Federate = Callable[..., Rounds]
-
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Federate:
-    def made(clients: int = 3, **changes: Any) -> Rounds:
-        bench = Bench("fedalt", tmp_path, SMALL, ["backbone_options.init=0", "training.lr=0.01"])
-        return Rounds(bench, clients=clients, **changes)
-
-    return made
+    return federating(tmp_path, "fedalt", "training.lr=0.01")
 
 
 def test_the_mixer_is_a_softmax_for_each_token() -> None:

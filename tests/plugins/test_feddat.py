@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from federation_support import Federate, federating
 from pfl_platform.backbones import IGNORE, Encoded
-from pfl_platform.testing import Bench
-from pfl_platform.testing.rounds import Rounds
 from pfl_platform.training.surfaces import Output
 from pfl_plugins.feddat import objective
 from pfl_plugins.feddat.equations import mutual
 
-SMALL = ("tiny-llama-s", "tiny-llama-m")
-Federate = Callable[..., Rounds]
-
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Federate:
-    def made(clients: int = 2, **changes: Any) -> Rounds:
-        bench = Bench("feddat", tmp_path, SMALL, ["backbone_options.init=0", "training.lr=0.01"])
-        return Rounds(bench, clients=clients, **changes)
-
-    return made
+    return federating(tmp_path, "feddat", "training.lr=0.01")
 
 
 def outputs() -> tuple[Output, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from federation_support import Federate, federating
 from pfl_platform.backbones import IGNORE, Encoded
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.generate import HostPrompts
 from pfl_platform.federation.rounds import context
-from pfl_platform.testing import Bench
 from pfl_platform.testing.rounds import Rounds
 from pfl_platform.training.view import BatchView
 from pfl_plugins.feddpa.config import WeightConfig
 from pfl_plugins.feddpa.equations import instance_weights
 from pfl_plugins.feddpa.personalizer import OWN, InstanceWeights, embeddings
 
-SMALL = ("tiny-llama-s", "tiny-llama-m")
-Federate = Callable[..., Rounds]
-
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Federate:
-    def made(method: str = "feddpa", clients: int = 2, **changes: Any) -> Rounds:
-        bench = Bench(method, tmp_path, SMALL, ["backbone_options.init=0", "training.lr=0.01"])
-        return Rounds(bench, clients=clients, **changes)
-
-    return made
+    return federating(tmp_path, "feddpa", "training.lr=0.01")
 
 
 def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from federation_support import Federate, federating
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.generate import greedy
 from pfl_platform.federation.rounds import context
-from pfl_platform.testing import Bench
 from pfl_platform.testing.rounds import Rounds
 from pfl_platform.training.losses import answer_loss
 from pfl_platform.training.view import BatchView
 from pfl_plugins.fedsim.objective import added
 
-SMALL = ("tiny-llama-s", "tiny-llama-m")
-Federate = Callable[..., Rounds]
-
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Federate:
-    def made(method: str = "fedsim", clients: int = 2, **changes: Any) -> Rounds:
-        bench = Bench(method, tmp_path, SMALL, ["backbone_options.init=0", "training.lr=0.01"])
-        return Rounds(bench, clients=clients, **changes)
-
-    return made
+    return federating(tmp_path, "fedsim", "training.lr=0.01")
 
 
 def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from federation_support import Federate, federating
 from pfl_platform.errors import UserError
-from pfl_platform.testing import Bench
 from pfl_platform.testing.rounds import Rounds
-
-SMALL = ("tiny-llama-s", "tiny-llama-m")
-Federate = Callable[..., Rounds]
 
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Federate:
-    def made(method: str, clients: int = 2, **changes: Any) -> Rounds:
-        bench = Bench(method, tmp_path, SMALL, ["backbone_options.init=0", "training.lr=0.01"])
-        return Rounds(bench, clients=clients, **changes)
-
-    return made
+    return federating(tmp_path, "ffa-lora", "training.lr=0.01")
 
 
 def products(tensors: Mapping[str, Tensor], slot: str) -> dict[str, Tensor]:

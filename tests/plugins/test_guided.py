@@ -10,17 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from federation_support import built, copying_client
 from pfl_platform.backbones import IGNORE, Encoded
-from pfl_platform.data import ClientData, FixedBenchmark, TaskData
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.errors import UserError
 from pfl_platform.federation.rounds import drive, one_round, prepare
-from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.setup import Setup
 from pfl_platform.lowrank.deltas import Delta
-from pfl_platform.plugins import PluginManager
-from pfl_platform.recipes import Request, Resolver
 from pfl_platform.store.memory import MemoryStore
-from pfl_platform.testing.bench import samples
 from pfl_platform.training.surfaces import Output
 from pfl_plugins.guided.config import Config
 from pfl_plugins.guided.equations import adjusted, distance, divergence, similarity
@@ -153,19 +150,11 @@ def test_the_strength_follows_the_similarity_of_the_last_adapter() -> None:
 
 
 def federation(*sets: str) -> Setup:
-    def client(name: str) -> ClientData:
-        task = TaskData(
-            f"copy-{name}", "open-ended", "exact", samples(name, 8), samples(f"{name}v", 2), samples(f"{name}t", 2)
-        )
-        return ClientData(name, BACKBONE, (task,))
-
-    manager = PluginManager()
     sets = (
         *("rounds=3", "local_steps=2", "adapter.r=2", "training.batch_size=2", "backbone_options.init=0"),
         *("evaluation.every=3", "objective=guided", "aggregator=fedavg", *sets),
     )
-    request = Request(method="fedit", sets=list(sets))
-    return build(Resolver(manager).resolve(request), manager, FixedBenchmark("test", (client("a"), client("b")), "1"))
+    return built("fedit", [copying_client(name, BACKBONE) for name in "ab"], sets)
 
 
 def rounds(setup: Setup, count: int) -> tuple[list[Mapping[str, Any]], MemoryStore]:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from federation_support import Federate, federating
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import Update
-from pfl_platform.testing import Bench
-from pfl_platform.testing.rounds import Rounds
 from pfl_plugins.hetlora.aggregator import ByNorm, merged
 from pfl_plugins.hetlora.config import AggregateConfig, Config
 from pfl_plugins.hetlora.equations import cut, norms, rank_of, tail, zeroed
 from pfl_plugins.hetlora.objective import RANK, TAIL, HetLora
 
-SMALL = ("tiny-llama-s", "tiny-llama-m")
-Federate = Callable[..., Rounds]
 Q = "global/layer0.q"
 
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Federate:
-    def made(clients: int = 2, method: str = "hetlora", **changes: Any) -> Rounds:
-        bench = Bench(method, tmp_path, SMALL, ["backbone_options.init=0", "training.lr=0.01"])
-        return Rounds(bench, clients=clients, **changes)
-
-    return made
+    return federating(tmp_path, "hetlora", "training.lr=0.01")
 
 
 def factors(a: list[list[float]], b: list[list[float]]) -> dict[str, torch.Tensor]:
