@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pfl_platform.plugins import available
+from run_support import left
 
 METHODS = sorted(name for name, plugin in available("method").items() if plugin.module.startswith("pfl_plugins."))
 SETS = [
@@ -45,10 +46,9 @@ def start(method: str, out: Path, environment: dict[str, str]) -> subprocess.Pop
     return subprocess.Popen(command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def left(out: Path) -> dict[str, Any]:
+def lasting(out: Path) -> dict[str, Any]:
     """What must not depend on kills: adapters and predictions as bytes, scores and payloads as numbers."""
-    files = [*sorted((out / "adapters").rglob("*.*")), out / "predictions.jsonl"]
-    found: dict[str, Any] = {str(file.relative_to(out)): file.read_bytes() for file in files if file.is_file()}
+    found: dict[str, Any] = dict(left(out))
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     for client, entry in results["clients"].items():
         cost = {key: value for key, value in entry.pop("cost").items() if "seconds" not in key and key != "peak_memory"}
@@ -79,7 +79,7 @@ def test_killed_at_random_points(method: str, tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output.decode()
     assert hit > 0, "no kill met a process that was still running"
-    assert left(tmp_path / "killed") == left(tmp_path / "whole")
+    assert lasting(tmp_path / "killed") == lasting(tmp_path / "whole")
 
 
 def wait_for_a_run(out: Path, process: subprocess.Popen[bytes]) -> None:

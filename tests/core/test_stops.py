@@ -19,6 +19,7 @@ import pytest
 
 from pfl_platform.federation import session
 from pfl_platform.store import atomic
+from run_support import left
 
 SMALL = "tiny-llama-s"
 BRITTLE = """
@@ -46,12 +47,6 @@ def pfl_make_objective(name, options):
 
     return Brittle()
 """
-
-
-def left(out: Path) -> dict[str, bytes]:
-    """Adapters and predictions of a finished run."""
-    files = [*sorted((out / "adapters").rglob("*.*")), out / "predictions.jsonl"]
-    return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
 def rounds(out: Path) -> list[str]:
