@@ -1,4 +1,4 @@
-"""A small federation on disk, drawn here."""
+"""The embedded benchmark, and a small federation on disk, drawn here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+from pfl_benchmarks.drake_synth import plugin
+from pfl_platform.data import FixedBenchmark
 
 Record = dict[str, Any]
 COLOUR_QUESTION = "Which colour?\nChoice list:[A. red | B. green | C. blue | D. grey]"
@@ -73,6 +76,14 @@ class Federation:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
         return file
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> FixedBenchmark:
+    """The embedded benchmark as it is without options."""
+    made = plugin.pfl_make_benchmark("drake-synth", {})
+    assert isinstance(made, FixedBenchmark)
+    return made
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from itertools import combinations, islice, pairwise
 
 import pytest
 
+from drake_synth_support import question, scenes
 from pfl_benchmarks.drake_synth import plugin
 from pfl_benchmarks.drake_synth.corpus import Corpus, TextCorpus
 from pfl_benchmarks.drake_synth.dice import Dice, stratified
@@ -33,23 +34,8 @@ HUES = tuple(COLOURS)
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> FixedBenchmark:
-    made = plugin.pfl_make_benchmark("drake-synth", {})
-    assert isinstance(made, FixedBenchmark)
-    return made
-
-
-@pytest.fixture(scope="module")
 def all_tasks(benchmark: FixedBenchmark) -> list[TaskData]:
     return [task for client in benchmark.clients for task in client.tasks] + list(benchmark.unseen)
-
-
-def question(sample: Sample) -> str:
-    return re.sub(rf"^(?:(?:\w+: )?{IMAGE_MARK}\n)+", "", sample.turns[0].human)
-
-
-def scenes(sample: Sample) -> list[Scene]:
-    return [picture.scene for picture in sample.pictures if isinstance(picture, DrawnPicture)]
 
 
 # --- the same everywhere ----------------------------------------------------------------------------------------------

@@ -9,14 +9,13 @@ from itertools import islice
 
 import pytest
 
-from pfl_benchmarks.drake_synth import plugin
+from drake_synth_support import question, scenes
 from pfl_benchmarks.drake_synth.dice import Dice
 from pfl_benchmarks.drake_synth.drawing import (
     COLOURS,
     PLACES,
     SHAPES,
     SIZES,
-    DrawnPicture,
     Obj,
     Scene,
 )
@@ -25,24 +24,9 @@ from pfl_benchmarks.drake_synth.lexicons import LANGUAGES
 from pfl_benchmarks.drake_synth.puzzles import Brief, Puzzle
 from pfl_benchmarks.drake_synth.tasks import TEMPLATES, UNSEEN
 from pfl_benchmarks.drake_synth.words import ASPECTS, MAKES, NUMBERS, PLAIN, Concept
-from pfl_platform.data import IMAGE_MARK, FixedBenchmark, Sample
+from pfl_platform.data import FixedBenchmark, Sample
 
 HUES = tuple(COLOURS)
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> FixedBenchmark:
-    made = plugin.pfl_make_benchmark("drake-synth", {})
-    assert isinstance(made, FixedBenchmark)
-    return made
-
-
-def question(sample: Sample) -> str:
-    return re.sub(rf"^(?:(?:\w+: )?{IMAGE_MARK}\n)+", "", sample.turns[0].human)
-
-
-def scenes(sample: Sample) -> list[Scene]:
-    return [picture.scene for picture in sample.pictures if isinstance(picture, DrawnPicture)]
 
 
 def meaning(sample: Sample, group: str, kind: Concept) -> Callable[[str], int]:

@@ -12,21 +12,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from drake_synth_support import question
 from pfl_benchmarks.drake_synth import lazy, plugin, tables
 from pfl_benchmarks.drake_synth.corpus import Corpus, TextCorpus
 from pfl_benchmarks.drake_synth.sheet import sheet
-from pfl_platform.data import IMAGE_MARK, FixedBenchmark, Sample
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> FixedBenchmark:
-    made = plugin.pfl_make_benchmark("drake-synth", {})
-    assert isinstance(made, FixedBenchmark)
-    return made
-
-
-def question(sample: Sample) -> str:
-    return re.sub(rf"^(?:(?:\w+: )?{IMAGE_MARK}\n)+", "", sample.turns[0].human)
+from pfl_platform.data import FixedBenchmark
 
 
 def test_corpus_shows_every_family_form_and_number_of_pictures() -> None:
