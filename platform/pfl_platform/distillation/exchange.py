@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Mix
 from pfl_platform.distillation.predictions import Predicted, Predictions
-from pfl_platform.distillation.public import STAGE, PublicSet, predicting
+from pfl_platform.distillation.public import STAGE, PublicSet, measuring
 from pfl_platform.distillation.targets import Answers, Mean, Targets, Teacher, combined
 from pfl_platform.distillation.vocabularies import between, width
 from pfl_platform.federation.components import Federation, Update
@@ -57,7 +57,7 @@ class Exchange:
         """Predictions of models (name, host, address of its params), by name. One model after the other is loaded into
         the one backbone of its host."""
         tasks = [
-            predicting(self.fed, self.public, name, round_index, host, address, statistic, stage=stage)
+            measuring(self.fed, self.public, name, round_index, host, address, (statistic,), stage=stage)
             for name, host, address in models
         ]
         outcomes = (yield tasks) if tasks else {}

@@ -97,19 +97,29 @@ def check_matching(fed: Federation, public: PublicSet, students: Sequence[str], 
                 )
 
 
-def predicting(
+def measuring(
     fed: Federation,
     public: PublicSet,
     actor: str,
     round_index: int,
     host: str,
     state: Address,
-    statistic: Predictions,
+    statistics: Sequence[Predictions | Remaining],
     *,
     stage: str = STAGE,
 ) -> Task:
-    """A model's predictions of the public set, as what its outcome sends."""
-    return _measuring(fed, public, actor, round_index, host, state, (statistic,), stage)
+    """What a model says about the public set, as what its outcome sends."""
+    return Task(
+        actor=actor,
+        stage=stage,
+        round_index=round_index,
+        backbone=host,
+        state=state,
+        frozen=fed.frozen.get(host),
+        statistics=tuple(statistics),
+        up=tuple(Share(statistic.keys) for statistic in statistics),
+        salt={**fed.salt, "public": public.digest},
+    )
 
 
 def learning(
@@ -152,31 +162,8 @@ def learning(
         first_step=first,
     )
     phase = Phase("distil", (Step(train, loss, optim),), last - first, replace(source, first=first), micro)
-    task = _measuring(fed, public, actor, round_index, host, state, statistics, stage)
+    task = measuring(fed, public, actor, round_index, host, state, statistics, stage=stage)
     return replace(task, inbox=inbox, phases=(phase,) if last > first else ())
-
-
-def _measuring(
-    fed: Federation,
-    public: PublicSet,
-    actor: str,
-    round_index: int,
-    host: str,
-    state: Address,
-    statistics: Sequence[Predictions | Remaining],
-    stage: str,
-) -> Task:
-    return Task(
-        actor=actor,
-        stage=stage,
-        round_index=round_index,
-        backbone=host,
-        state=state,
-        frozen=fed.frozen.get(host),
-        statistics=tuple(statistics),
-        up=tuple(Share(statistic.keys) for statistic in statistics),
-        salt={**fed.salt, "public": public.digest},
-    )
 
 
 def mixed(slot: str) -> Mix:
