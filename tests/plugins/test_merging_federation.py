@@ -217,6 +217,8 @@ def test_spaces_that_no_federation_can_run_are_refused_before_it(fed: Federation
         aggregator("ties", space="weight").check(fed)
     aggregator("ties", space="weight", relora=True).check(fed)
     aggregator("fisher", space="weight", relora=True).check(fed)
+    with pytest.raises(UserError, match="only a backbone can take in; choose the space 'delta'"):
+        aggregator("emr", space="weight").check(fed)
     with pytest.raises(UserError, match="'emr' gives every client its own delta, and a backbone takes in one"):
         aggregator("emr", relora=True)
     with pytest.raises(UserError, match="leave ab_reference at 'zero'"):

@@ -115,9 +115,9 @@ class MergingAggregator(Aggregator):
     def check(self, fed: Federation) -> None:
         """The clients of a backbone adapt the same maps, with params that belong to that backbone."""
         if self.config.space == "weight" and not self.config.relora:
+            ways = "choose" if self._merger.personal else "set aggregator.options.relora=true, or choose"
             raise UserError(
-                "The space 'weight' gives dense deltas, which only a backbone can take in; set "
-                "aggregator.options.relora=true, or choose the space 'delta'."
+                f"The space 'weight' gives dense deltas, which only a backbone can take in; {ways} the space 'delta'."
             )
         if self.measure is not None and (reason := self.measure.refused(self.config.space)) is not None:
             raise UserError(f"'{self.name}' cannot run in a federation in the space '{self.config.space}': {reason}.")
