@@ -17,8 +17,8 @@ MAKEFLAGS += --no-print-directory
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.pfl-platform-ready
-# Two tests at a time, each on one thread; a file's tests stay together, as they share fixtures.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two tests at a time, each on one thread; which stay together: tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export PFL_DATA = $(DATA)
 
 .PHONY: help setup demo test lint format realdata slow perf clean

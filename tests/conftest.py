@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from pfl_platform import plugins
 
@@ -30,6 +32,19 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 for file in (CHECKOUT / "tests" / "support").glob("*.py"):
     pytest.register_assert_rewrite(file.stem)  # an assertion that fails in a helper shows its values, too
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Together(LoadFileScheduling):
+    """Tests of a file run in one process, as they share what is expensive to make. A file that checks every method in
+    the same way is too long for that: there it is the tests of a method that stay together (`test_x[method-check]`)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return nodeid.rpartition("-")[0] if file.endswith("test_contract.py") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -82,13 +82,15 @@ def two_backbones() -> tuple[str, str]:
 
 @dataclass
 class Bench:
-    """One method on the kit's federation. `settings` are laid over the method's own (`key=value`), to make it small."""
+    """One method on the kit's federation. `settings` are laid over the method's own (`key=value`), to make it small.
+    What checks share lies in `reference`; see `pfl_platform.testing.reference`."""
 
     method: str
     folder: Path
     backbones: tuple[str, str]
     settings: Sequence[str] = ()
     rounds: int = 2
+    reference: Any = field(default=None, init=False, repr=False)
     _manager: PluginManager | None = field(default=None, repr=False)
     _count: int = 0
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Tensors
-from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.federation.records import progress_of
 from pfl_platform.federation.rounds import context, personal
 from pfl_platform.federation.setup import backbone_options, build
-from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing.bench import Bench
-from pfl_platform.testing.kills import Moment, cache_of_its_own, die_at, spread, watching
+from pfl_platform.testing.kills import cache_of_its_own, die_at, spread
+from pfl_platform.testing.reference import reference
 
 
 def states(out: Path) -> dict[str, dict[str, Tensor]]:
@@ -59,9 +56,9 @@ def unknown_option_is_refused(bench: Bench) -> None:
 def seed_repeats_the_run(bench: Bench) -> None:
     """The same seed gives the same adapters bit for bit, whatever the global generators hold; another seed gives
     others."""
-    before = torch.random.get_rng_state()
-    first = states(bench.run())
-    assert torch.equal(before, torch.random.get_rng_state()), "a run changed torch's global generator"
+    plain = reference(bench)
+    assert not plain.disturbed, "a run changed torch's global generator"
+    first = states(plain.out)
     torch.rand(7)  # moves the global generator, which must not matter
     difference = same(first, states(bench.run()))
     assert difference is None, f"the same seed gave another run: {difference}"
@@ -70,7 +67,7 @@ def seed_repeats_the_run(bench: Bench) -> None:
 
 def client_order_changes_nothing(bench: Bench) -> None:
     """Clients in reverse order end with the same adapters, up to rounding of sums."""
-    difference = same(states(bench.run()), states(bench.run(reverse=True)), 1e-4)
+    difference = same(states(reference(bench).out), states(bench.run(reverse=True)), 1e-4)
     assert difference is None, f"the order of clients matters: {difference}"
 
 
@@ -85,11 +82,10 @@ def one_client_suffices(bench: Bench) -> None:
 
 def training_learns(bench: Bench) -> None:
     """Params change in every round, and stay finite."""
-    with _keeping_everything():
-        out = bench.run()
-    first, *_ = RunFolder.open(out).rounds()
-    start = {client: RunFolder.open(out).store.get(address) for client, address in first["states"].items()}
-    end = states(out)
+    folder = reference(bench).folder
+    first, *_ = folder.rounds()
+    start = {client: folder.store.get(address) for client, address in first["states"].items()}
+    end = states(reference(bench).out)
     for client, tensors in end.items():
         assert all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()), client
         changed = [key for key in tensors if key in start[client] and not torch.equal(tensors[key], start[client][key])]
@@ -98,11 +94,10 @@ def training_learns(bench: Bench) -> None:
 
 def only_declared_keys_leave(bench: Bench) -> None:
     """Messages hold declared keys only, and replies only what the objective takes in."""
-    setup = build(bench.config(), bench.manager, bench.benchmark())
-    seen: list[tuple[Task, Outcome, Tensors]] = []
-    folder = _watched(bench, seen)
-    objective = setup.parts.objective
-    for task, outcome, inbox in seen:
+    objective = build(bench.config(), bench.manager, bench.benchmark()).parts.objective
+    folder = reference(bench).folder
+    for turn in reference(bench).turns:
+        task, outcome, inbox = turn.task, turn.outcome, turn.inbox
         if task.stage != "round":
             continue
         sent = folder.store.get(outcome.sent) if outcome.sent else {}
@@ -116,17 +111,16 @@ def only_declared_keys_leave(bench: Bench) -> None:
 def shared_params_mean_the_same(bench: Bench) -> None:
     """What may be combined over all clients has the same shape at all of them; adapters come down in float32."""
     setup = build(bench.config(), bench.manager, bench.benchmark())
-    seen: list[tuple[Task, Outcome, Tensors]] = []
-    folder = _watched(bench, seen)
+    folder = reference(bench).folder
     everybody = [share.keys for share in setup.parts.objective.up if share.scope == "all"]
     slots = {slot.name for slot in setup.parts.objective.slots}
     shapes: dict[str, torch.Size] = {}
-    for _, outcome, inbox in seen:
-        sent = folder.store.get(outcome.sent) if outcome.sent else {}
+    for turn in reference(bench).turns:
+        sent = folder.store.get(turn.outcome.sent) if turn.outcome.sent else {}
         for key, value in sent.items():
             if any(key in keys for keys in everybody):
                 assert shapes.setdefault(key, value.shape) == value.shape, f"'{key}' has different shapes at clients"
-        for key, value in inbox.items():
+        for key, value in turn.inbox.items():
             if key.partition("/")[0] not in slots:
                 continue  # a message that is no adapter comes as it was declared
             assert not value.is_floating_point() or value.dtype == torch.float32, f"'{key}' came down as {value.dtype}"
@@ -152,11 +146,9 @@ def phases_add_up_to_the_budget(bench: Bench) -> None:
 
 def killed_runs_go_on(bench: Bench) -> None:
     """A run that dies in preparation, training, evaluation or between them ends, resumed, like one that did not."""
-    moments: list[Moment] = []
-    with cache_of_its_own(bench.folder / "cache"), watching(moments.append):
-        whole = bench.run()
+    whole = reference(bench).out
     straight = states(whole)
-    for number, moment in enumerate(spread(moments, 3 * bench.rounds)):
+    for number, moment in enumerate(spread(reference(bench).moments, 3 * bench.rounds)):
         out = bench.folder / f"killed-{number}"
         shutil.rmtree(out, ignore_errors=True)
         with cache_of_its_own(bench.folder / f"cache-{number}"):
@@ -172,9 +164,8 @@ def plain_peft_loads_the_personal_adapter(bench: Bench) -> None:
     """What is written for each client loads with peft and gives the logits of the personal model."""
     from peft import PeftModel
 
-    out = bench.run()
     setup = build(bench.config(), bench.manager, bench.benchmark())
-    folder = RunFolder.open(out)
+    folder = reference(bench).folder
     fed, worker = setup.federation(folder.store), setup.worker(folder.store)
     prepared = folder.read_prepare() or {}
     last = folder.last_round()
@@ -195,34 +186,6 @@ def plain_peft_loads_the_personal_adapter(bench: Bench) -> None:
         with torch.no_grad():
             found = model(**batch.inputs).logits
         assert torch.allclose(expected, found, atol=1e-4), f"{client}: {(expected - found).abs().max():.2e}"
-
-
-def _watched(bench: Bench, seen: list[tuple[Task, Outcome, Tensors]]) -> RunFolder:
-    """A run whose tasks are recorded, with what was in their inbox."""
-    execute = Worker.execute
-
-    def watching(self: Worker, task: Task, observe: Any = None) -> Outcome:
-        outcome = execute(self, task, observe)
-        seen.append((task, outcome, self.place.store.get(task.inbox) if task.inbox else {}))
-        return outcome
-
-    Worker.execute = watching  # type: ignore[method-assign]
-    try:
-        with _keeping_everything():
-            return RunFolder.open(bench.run())
-    finally:
-        Worker.execute = execute  # type: ignore[method-assign]
-
-
-@contextmanager
-def _keeping_everything() -> Iterator[None]:
-    """Runs keep the tensors of every round, so that messages can be looked at afterwards."""
-    sweep = RunFolder.collect_garbage
-    RunFolder.collect_garbage = lambda self, *args, **kwargs: None  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        RunFolder.collect_garbage = sweep  # type: ignore[method-assign]
 
 
 CHECKS: Sequence[Callable[[Bench], None]] = (
