@@ -85,6 +85,33 @@ def command(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch's, whatever the machine has: sums of floats depend on how many there are."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tasks that were computed; those found in a cache are not among them."""
+    from pfl_platform.engines.worker import Worker
+
+    tasks: list[Any] = []
+    before = Worker.execute
+
+    def execute(self: Worker, task: Any, *rest: Any) -> Any:
+        tasks.append(task)
+        return before(self, task, *rest)
+
+    monkeypatch.setattr(Worker, "execute", execute)
+    return tasks
+
+
+@pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """Puts a package on the path as if pip had installed it: metadata, entry points, files.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,14 +23,7 @@ from pfl_platform.training.view import BatchView
 
 SAMPLES = [Sample(str(k), (Turn(f"Say {word}.", word),)) for k, word in enumerate(("red", "blue", "big", "left"))]
 LOCAL = Keys("local/*/A", "local/*/B")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

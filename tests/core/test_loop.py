@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,14 +27,7 @@ from pfl_platform.training.surfaces import Optim, Phase, Statistic, Step, View
 
 SAMPLES = [Sample(str(k), (Turn(f"Say {word}.", word),)) for k, word in enumerate(("red", "blue", "big", "left") * 2)]
 LOCAL = Keys("local/*/A", "local/*/B")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

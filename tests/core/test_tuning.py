@@ -43,20 +43,6 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 
 @pytest.fixture
-def executed(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
-    """The tasks that were computed; those found in a cache are not among them."""
-    tasks: list[Task] = []
-    before: Callable[..., Outcome] = Worker.execute
-
-    def execute(self: Worker, task: Task, *rest: Any) -> Outcome:
-        tasks.append(task)
-        return before(self, task, *rest)
-
-    monkeypatch.setattr(Worker, "execute", execute)
-    return tasks
-
-
-@pytest.fixture
 def by_coefficient(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[float, float]], None]:
     """Scores on validation that are made up: those of a merged adapter, by its size, in the order of coefficients."""
 

@@ -3,7 +3,7 @@ tokenizers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from federation_support import built, copying_client
 from pfl_platform.adapters.surfaces import shared
-from pfl_platform.data import ClientData, FixedBenchmark, TaskData
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import Federation, ServerState, Update, Updates
 from pfl_platform.federation.rounds import client_task, drive, prepare
-from pfl_platform.federation.setup import Setup, build
-from pfl_platform.plugins import PluginManager
-from pfl_platform.recipes import Request, Resolver
+from pfl_platform.federation.setup import Setup
 from pfl_platform.store.memory import MemoryStore
-from pfl_platform.testing.bench import samples
 from pfl_platform.training.view import BatchView
 from pfl_plugins.fedmosaic.config import Config, RelaConfig
 from pfl_plugins.fedmosaic.equations import upload_values
@@ -32,33 +29,18 @@ from pfl_plugins.fedmosaic.relevance import EMA, SKETCH, ClientGradient, project
 LLAMA, QWEN = "tiny-llava-llama-s", "tiny-llava-qwen-s"
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def small_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PFL_CACHE", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def benchmark() -> FixedBenchmark:
-    def client(name: str, backbone: str) -> ClientData:
-        task = TaskData(
-            f"copy-{name}", "open-ended", "exact", samples(name, 8), samples(f"{name}v", 2), samples(f"{name}t", 2)
-        )
-        return ClientData(name, backbone, (task,))
-
-    clients = (client("a", LLAMA), client("b", LLAMA), client("c", QWEN))
-    return FixedBenchmark("test", clients, "1", public_sets={"public": samples("public", 24)})
 
 
 def setup(*sets: str) -> Setup:
-    manager = PluginManager()
-    request = Request(
-        method="fedmosaic",
-        sets=["rounds=2", "local_steps=2", "adapter.r=4", "training.batch_size=2", "backbone_options.init=0", *sets],
-    )
-    return build(Resolver(manager).resolve(request), manager, benchmark())
+    clients = [copying_client(name, backbone) for name, backbone in (("a", LLAMA), ("b", LLAMA), ("c", QWEN))]
+    quick = ("rounds=2", "local_steps=2", "adapter.r=4", "training.batch_size=2", "backbone_options.init=0")
+    return built("fedmosaic", clients, [*quick, *sets], public=24)
 
 
 def prepared(chosen: Setup) -> tuple[Federation, Any, Any]:

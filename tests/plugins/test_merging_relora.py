@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.federation.setup import build
-from pfl_platform.federation.tasks import Outcome, Task
+from pfl_platform.federation.tasks import Task
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing import Bench
 
@@ -61,21 +58,13 @@ def test_saved_adapters_hold_the_base(personalizer: str, tmp_path: Path) -> None
         assert torch.allclose(found[path], expected, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_who_is_absent_keeps_the_backbone_of_its_last_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks: list[Task] = []
-    before: Callable[..., Outcome] = Worker.execute
-
-    def execute(self: Worker, task: Task, *rest: Any) -> Outcome:
-        tasks.append(task)
-        return before(self, task, *rest)
-
-    monkeypatch.setattr(Worker, "execute", execute)
+def test_who_is_absent_keeps_the_backbone_of_its_last_turn(tmp_path: Path, executed: list[Task]) -> None:
     run = RunFolder.open(bench(tmp_path, "cohort=1", "seed=3", rounds=5).run(clients=2))
     records = run.rounds()
     last: dict[str, str | None] = {"a": None, "b": None}
     received = dict.fromkeys(last, 0)
     absences = 0
-    for task in tasks:
+    for task in executed:
         if task.stage == "round":
             last[task.actor] = task.base
             received[task.actor] += task.base_bytes
@@ -83,13 +72,13 @@ def test_who_is_absent_keeps_the_backbone_of_its_last_turn(tmp_path: Path, monke
             assert task.base == last[task.actor]
             absences += task.base is not None
     assert absences > 0  # somebody who had a base was absent, else nothing was tested
-    assert len({task.base for task in tasks if task.stage == "round"}) == 5  # it moved in every round
+    assert len({task.base for task in executed if task.stage == "round"}) == 5  # it moved in every round
     bases = records[-1]["bases"]
     assert {name: base["address"] for name, base in bases.items()} == {k: v for k, v in last.items() if v is not None}
     assert {name: base["sent"] for name, base in bases.items()} == {name: received[name] for name in bases}
     # Every round brings as much, and who was away for some of them gets all of it at once.
-    share = next(task.base_bytes for task in tasks if task.base_bytes)
-    turns = [task for task in tasks if task.stage == "round"]
+    share = next(task.base_bytes for task in executed if task.base_bytes)
+    turns = [task for task in executed if task.stage == "round"]
     latest = {task.actor: task.round_index for task in turns}
     assert received == {name: share * latest.get(name, 0) for name in received}
 
