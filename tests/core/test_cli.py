@@ -75,6 +75,7 @@ class TestRefusals:
             ),
             (["resume", "nowhere"], "There is no run folder nowhere."),
             (["compare", "nowhere"], "There is no run folder nowhere."),
+            (["compare", "nowhere", "--json", "--markdown"], "give one of --json and --markdown"),
             (["list", "plugin-s"], "'plugin-s' cannot be listed. Did you mean 'plugins'?"),
             (
                 ["show", "fedmosiac"],
@@ -248,7 +249,9 @@ def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     monkeypatch.setattr(pfl_platform.federation, "session", fake, raising=False)
     monkeypatch.setattr(running, "_check", lambda runs: None)
     monkeypatch.setattr(running, "_check_results", lambda file, value: None)
-    monkeypatch.setattr(running, "_print_results", lambda results: print([item["method"] for item in results]))
+    monkeypatch.setattr(
+        running, "_print_results", lambda results, form="screen": print([item["method"] for item in results])
+    )
     return fake
 
 
@@ -310,7 +313,7 @@ class TestSeveralRuns:
         (here / "one").mkdir()
         (here / "one" / "results.json").write_text("{", encoding="utf-8")
         with pytest.raises(UserError, match=r"The results one/results\.json cannot be read"):
-            running.compare([Path("one")], as_json=False)
+            running.compare([Path("one")])
 
 
 WAITS = """
@@ -382,6 +385,9 @@ def test_a_run_from_start_to_end(command: Command, tmp_path: Path) -> None:
     assert "method: sft" in shown.stdout
     assert json.loads(command("compare", "one", "one", "--json").stdout) == [results, results]
     assert command("compare", "one", "one").returncode == 0
+    page = command("show", "one", "--markdown").stdout.splitlines()
+    assert page[2].startswith("| client | backbone | Self A_last |")
+    assert any(line.startswith("| **mean** |") for line in page)
     again = command("run", "--plugin", "sft", *SMALL, "--out", "one")
     assert again.returncode == 2
     assert json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8")) == results

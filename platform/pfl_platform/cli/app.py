@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pfl_platform import __version__
-from pfl_platform.cli.output import complain
+from pfl_platform.cli.output import Form, complain
 from pfl_platform.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the results as a Markdown table, for pages.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads for computing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results only.")]
 
@@ -130,6 +131,7 @@ def resume(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of run folders.")],
     json: Json = False,
+    markdown: Markdown = False,
     plots: Annotated[
         Path | None, typer.Option("--plots", help="Draw accuracy against FLOPs and against bytes into this folder.")
     ] = None,
@@ -137,7 +139,7 @@ def compare(
     """One table of several finished runs."""
     from pfl_platform.cli import running
 
-    running.compare(runs, json, plots)
+    running.compare(runs, _form(json, markdown), plots)
 
 
 @app.command()
@@ -259,6 +261,7 @@ def list_(
 def show(
     what: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A plugin or recipe by name, or a run folder.")],
     json: Json = False,
+    markdown: Markdown = False,
     who_helped_whom: Annotated[
         bool, typer.Option("--who-helped-whom", help="Of a run: how much each client weighed in what each got.")
     ] = False,
@@ -272,9 +275,15 @@ def show(
     if who_helped_whom:
         running.show_helped(Path(what), alone, json)
     elif Path(what).is_dir():
-        running.show(Path(what), json)
+        running.show(Path(what), _form(json, markdown))
     else:
         listing.show(what, json)
+
+
+def _form(json: bool, markdown: bool) -> Form:
+    if json and markdown:
+        raise UserError("Results are printed as JSON or as Markdown; give one of --json and --markdown.")
+    return "json" if json else "markdown" if markdown else "screen"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Form: TypeAlias = Literal["screen", "json", "markdown"]
+"""How results are printed."""
 
 
 def complain(sentence: str) -> None:

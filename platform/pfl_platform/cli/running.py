@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pfl_platform.cli.output import console, note, print_json
+from pfl_platform.cli.output import Form, console, note, print_json
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.plugins import PluginManager
@@ -181,16 +181,16 @@ def resume(folder: Path, quiet: bool) -> None:
     _carry_out(runs, folder, quiet)
 
 
-def compare(folders: Sequence[Path], as_json: bool, plots: Path | None = None) -> None:
+def compare(folders: Sequence[Path], form: Form = "screen", plots: Path | None = None) -> None:
     """Prints the results of finished runs beside each other, and draws what they cost."""
     runs = [run for folder in folders for run in _finished(folder)]
     results = [_results(run) for run in runs]
     if plots is not None:
         _draw_tradeoffs(runs, results, plots)
-    if as_json:
+    if form == "json":
         print_json(results)
     else:
-        _print_results(results)
+        _print_results(results, form)
 
 
 def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -240,18 +240,21 @@ def show_helped(folder: Path, alone: Path | None, as_json: bool) -> None:
     console().print(f"As a picture: {picture}")
 
 
-def show(folder: Path, as_json: bool) -> None:
+def show(folder: Path, form: Form = "screen") -> None:
     """Prints the configuration and, as far as there are any, the results of a run."""
     if (folder / PLAN_FILE).is_file():
-        compare([folder], as_json)
+        compare([folder], form)
         return
     if not _is_run(folder):
         raise UserError(f"The folder {folder} holds no run: it has no run.json.")
     config = read(folder / "config.yaml")
     done = (folder / "results.json").is_file()
     results = _results(folder) if done else None
-    if as_json:
+    if form == "json":
         print_json({"config": config, "results": results})
+        return
+    if form == "markdown" and results is not None:
+        _print_results([results], form)
         return
     print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100))
     if results is None:
@@ -371,7 +374,11 @@ def _check_results(file: Path, value: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _print_results(results: Sequence[Mapping[str, Any]]) -> None:
+def _print_results(results: Sequence[Mapping[str, Any]], form: Form = "screen") -> None:
+    from pfl_platform.report.markdown import compare_markdown, results_markdown
     from pfl_platform.report.tables import compare_table, results_table
 
+    if form == "markdown":
+        print(results_markdown(results[0]) if len(results) == 1 else compare_markdown(results), end="")
+        return
     console().print(results_table(results[0]) if len(results) == 1 else compare_table(results))
