@@ -116,7 +116,7 @@ def test_a_stopped_run_says_after_which_round() -> None:
     progress.run_started(info())
     one_round(progress, 0)
     progress.run_failed(KeyboardInterrupt())
-    assert file.getvalue().splitlines()[-1] == "stopped after round 1/4 | 0.0 s"
+    assert file.getvalue().splitlines()[-1] == "stopped: 1 of 4 rounds are done | 0.0 s"
 
 
 def test_the_forecast_moves_within_a_round_and_never_back() -> None:

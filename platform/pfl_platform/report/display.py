@@ -75,7 +75,7 @@ class PlainProgress(Tracker):
         self._say(f"done | {time_text(self.elapsed)}")
 
     def run_failed(self, error: BaseException) -> None:
-        self._say(f"stopped after round {self.rounds_done}/{self.info.rounds} | {time_text(self.elapsed)}")
+        self._say(f"stopped: {self.rounds_done} of {self.info.rounds} rounds are done | {time_text(self.elapsed)}")
 
     def _beat(self) -> None:
         at = f"{self.actor}, step {self.step}/{self.steps}" if self.steps else self.actor
@@ -121,7 +121,7 @@ class LiveProgress(Tracker):
 
     def run_failed(self, error: BaseException) -> None:
         self._stop()
-        self._console.print(f"stopped after round {self.rounds_done} of {self.info.rounds}")
+        self._console.print(f"stopped: {self.rounds_done} of {self.info.rounds} rounds are done")
 
     def close(self) -> None:
         self._stop()
