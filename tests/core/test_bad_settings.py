@@ -100,7 +100,7 @@ BAD: dict[str, tuple[list[str], str]] = {  # the parts around the dots stand in 
     "name that is a list": (["--set=adapter.name=[lora]"], "The setting 'adapter.name'"),
     "shapes instead of numbers": (["--set=engine.device=meta"], "The device 'meta' holds shapes only"),
     "sketches of an encoder-decoder": (
-        ["--plugin=fedmosaic", "--set=objective.small_model=tiny-t5"],
+        ["--plugin=fedmosaic", "--set=aggregator.small_model=tiny-t5"],
         "runs the backbone 'tiny-t5' beside the clients' own, but that one chooses its answers or writes them apart",
     ),
     "misfit of the second run": (

@@ -54,11 +54,11 @@ def frozen(fed: Federation) -> Mapping[str, Mapping[str, Tensor]]:
 
 
 def test_the_sketch_is_the_gradient_of_the_last_layer() -> None:
-    chosen = setup("objective.small_model=" + QWEN)
+    chosen = setup("aggregator.small_model=" + QWEN)
     fed, worker, _ = prepared(chosen)
     batch = fed.clients[0].tasks[0].train[:3]
     view = BatchView(worker.host, LLAMA, batch, step=0, rng=lambda *_: torch.Generator())
-    statistic = ClientGradient(Config(keep=1.0, mu=0.0), QWEN, "gate", 0)
+    statistic = ClientGradient(RelaConfig(keep=1.0, mu=0.0), QWEN, "gate", 0)
     with torch.no_grad():
         total, count = statistic.add(None, view)
     host = worker.host(QWEN)
@@ -78,13 +78,13 @@ def test_the_sketch_is_the_gradient_of_the_last_layer() -> None:
 
 
 def test_the_ema_and_the_noise_act_once_per_round() -> None:
-    statistic = ClientGradient(Config(alpha=0.25, mu=0.0), "w", "gate", 0)
+    statistic = ClientGradient(RelaConfig(alpha=0.25, mu=0.0), "w", "gate", 0)
     acc = (torch.tensor([4.0, 8.0]), 2)  # the mean gradient is (2, 4)
     sent, kept = statistic.finish(acc, {}, lambda *_: torch.Generator())
     assert sent[SKETCH].tolist() == kept[EMA].tolist() == [2.0, 4.0]  # the first is copied
     sent, kept = statistic.finish(acc, {EMA: torch.tensor([0.0, 8.0])}, lambda *_: torch.Generator())
     assert kept[EMA].tolist() == [0.5, 7.0]  # 0.75 * old + 0.25 * new
-    noisy = ClientGradient(Config(alpha=0.25, mu=1.0), "w", "gate", 0)
+    noisy = ClientGradient(RelaConfig(alpha=0.25, mu=1.0), "w", "gate", 0)
     sent, kept = noisy.finish(acc, {}, lambda *_: torch.Generator().manual_seed(0))
     assert kept[EMA].tolist() == [2.0, 4.0]  # the noise is not averaged into the EMA
     assert sent[SKETCH].tolist() != [2.0, 4.0]
@@ -183,6 +183,15 @@ def test_upload_is_the_formula_and_private_keys_stay() -> None:
         assert {key.split("/")[0] for key in sent} == {"local", "rela"}
         private = fed.store.get(outcome.state)
         assert {"gate", "moments", "global"} <= {key.split("/")[0] for key in private}
+
+
+def test_equal_weights_need_no_sketches() -> None:
+    chosen = setup("aggregator.weights=uniform", "public.size=4")
+    fed, worker, progress = prepared(chosen)
+    task = client_task(fed, chosen.parts, progress, fed.clients[0], 0)
+    assert (task.others, task.statistics) == ((), ())
+    sent = fed.store.get(worker.execute(task).sent)
+    assert {key.split("/")[0] for key in sent} == {"local"}
 
 
 def federation_of(chosen: Setup) -> tuple[Federation, Updates]:

@@ -17,7 +17,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark, ClientData, TaskData
 from pfl_platform.errors import UserError
 from pfl_platform.federation import heads
-from pfl_platform.federation.components import Federation
+from pfl_platform.federation.components import Component, Federation
 from pfl_platform.federation.rounds import Parts, context
 from pfl_platform.federation.tasks import Share
 from pfl_platform.plugins import available
@@ -117,15 +117,22 @@ def check_modality(
 
 
 def check_others(fed: Federation, parts: Parts) -> None:
-    """Backbones that an objective runs beside the clients' own can read what clients have, as it needs them to."""
-    objective = parts.objective
-    for name in objective.others(fed):
-        other, what = fed.load(name), f"{type(objective).__name__} runs the backbone '{name}' beside the clients' own"
-        if objective.needs.continues and (other.task_head or other.answer_side):
-            raise UserError(f"{what}, but that one chooses its answers or writes them apart; choose a decoder.")
-        for client in fed.clients:
-            if other.card.modality == "text" and any(_has_pictures(task) for task in client.tasks):
-                raise UserError(f"{what}, but that one reads text only and client '{client.client_id}' has pictures.")
+    """Backbones that are run at clients beside their own can read what clients have, as whoever runs them needs."""
+    ours: tuple[tuple[Component, tuple[str, ...]], ...] = (
+        (parts.objective, parts.objective.others(fed)),
+        (parts.aggregator, parts.aggregator.runs(fed)),
+    )
+    for component, names in ours:
+        for name in names:
+            other = fed.load(name)
+            what = f"{type(component).__name__} runs the backbone '{name}' beside the clients' own"
+            if component.needs.continues and (other.task_head or other.answer_side):
+                raise UserError(f"{what}, but that one chooses its answers or writes them apart; choose a decoder.")
+            for client in fed.clients:
+                if other.card.modality == "text" and any(_has_pictures(task) for task in client.tasks):
+                    raise UserError(
+                        f"{what}, but that one reads text only and client '{client.client_id}' has pictures."
+                    )
 
 
 def _has_pictures(task: TaskData) -> bool:

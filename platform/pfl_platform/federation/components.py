@@ -320,6 +320,10 @@ class Aggregator(Component):
         """Further backbones on which the server has models of its own."""
         return ()
 
+    def runs(self, fed: Federation) -> tuple[str, ...]:
+        """Further backbones that its statistics run at clients."""
+        return ()
+
     def init(self, fed: Federation) -> ServerState:
         return ServerState()
 

@@ -63,9 +63,13 @@ class Parts:
         """What the personalizer wants to know before a client is evaluated."""
         return () if self.personalizer is None else self.personalizer.statistics(ctx, self.objective)
 
+    def beside(self, fed: Federation) -> tuple[str, ...]:
+        """Backbones that are run at clients beside their own."""
+        return tuple(dict.fromkeys(self.objective.others(fed) + self.aggregator.runs(fed)))
+
     def others(self, fed: Federation) -> tuple[str, ...]:
-        """Backbones that are run beside those of the clients."""
-        return tuple(dict.fromkeys(self.objective.others(fed) + self.aggregator.others(fed)))
+        """Backbones that are run beside those of the clients, anywhere."""
+        return tuple(dict.fromkeys(self.beside(fed) + self.aggregator.others(fed)))
 
     def recipe(self) -> InferenceRecipe:
         if self.personalizer is not None:
@@ -270,7 +274,7 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         + (parts.measured(ctx) if due else ()),
         up=(parts.up if parts.objective.uploads(ctx) else ()) + heads.shares(fed, name),
         send=parts.objective.send,
-        others=parts.objective.others(fed),
+        others=parts.beside(fed),
         postprocess=tuple(item.apply for item in parts.postprocessors),
         score=cells,
         recipe=parts.recipe() if cells and not later else None,

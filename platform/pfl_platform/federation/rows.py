@@ -55,11 +55,11 @@ BLANK = _Blank()
 
 
 def check_rows(fed: Federation, parts: Parts) -> None:
-    """All that clients, the objective's further backbones and the evaluation read fits into their rows.
+    """All that clients, further backbones that run at clients and the evaluation read fits into their rows.
 
     Raises `UserError` with client, task and sample for the first that does not.
     """
-    options, others = fed.config.evaluation, parts.objective.others(fed)
+    options, others = fed.config.evaluation, parts.beside(fed)
     for name in dict.fromkeys((*fed.backbones, *others)):
         learned = [
             row

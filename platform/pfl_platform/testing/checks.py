@@ -94,7 +94,7 @@ def training_learns(bench: Bench) -> None:
 
 def only_declared_keys_leave(bench: Bench) -> None:
     """Messages hold declared keys only, and replies only what the objective takes in."""
-    objective = build(bench.config(), bench.manager, bench.benchmark()).parts.objective
+    parts = build(bench.config(), bench.manager, bench.benchmark()).parts
     folder = reference(bench).folder
     for turn in reference(bench).turns:
         task, outcome, inbox = turn.task, turn.outcome, turn.inbox
@@ -102,9 +102,9 @@ def only_declared_keys_leave(bench: Bench) -> None:
             continue
         sent = folder.store.get(outcome.sent) if outcome.sent else {}
         for key in sent:
-            assert any(key in share.keys for share in objective.up), f"{task.actor} sent '{key}', which is private"
+            assert any(key in share.keys for share in parts.up), f"{task.actor} sent '{key}', which is private"
         for key in inbox:
-            assert any(key in share.keys for share in objective.down), f"{task.actor} was sent '{key}' undeclared"
+            assert any(key in share.keys for share in parts.objective.down), f"{task.actor} was sent '{key}' undeclared"
         assert outcome.cost.up_payload == sum(value.numel() * value.element_size() for value in sent.values())
 
 
@@ -112,7 +112,7 @@ def shared_params_mean_the_same(bench: Bench) -> None:
     """What may be combined over all clients has the same shape at all of them; adapters come down in float32."""
     setup = build(bench.config(), bench.manager, bench.benchmark())
     folder = reference(bench).folder
-    everybody = [share.keys for share in setup.parts.objective.up if share.scope == "all"]
+    everybody = [share.keys for share in setup.parts.up if share.scope == "all"]
     slots = {slot.name for slot in setup.parts.objective.slots}
     shapes: dict[str, torch.Size] = {}
     for turn in reference(bench).turns:

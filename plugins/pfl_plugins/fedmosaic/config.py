@@ -45,6 +45,18 @@ class Config(Options):
     gate: Literal["scalar", "input_mean"] = Field(
         "scalar", description="beta per site (Eq. 7), or the published code's gate on the mean input"
     )
+    alignment: Alignment = Field(default_factory=Alignment)
+
+
+class RelaConfig(Options):
+    """Options of the aggregator `rela`: how clients are weighed, and the sketches that they send for it."""
+
+    tau: float = Field(0.5, gt=0, description="softmax temperature of Eq. 4")
+    include_self: bool = Field(True, description="whether a client's own adapter is in its sum; published code: false")
+    weights: Literal["relevance", "uniform"] = Field("relevance", description="uniform: equal weights (ablation)")
+    similarity: Literal["flat", "official_columns"] = Field(
+        "flat", description="one cosine of the whole vectors, or the mean over columns"
+    )
     small_model: str | None = Field(None, description="W_s; none: the smallest backbone of the federation")
     gradient_from: Literal["ws", "training"] = Field(
         "ws", description="frozen W_s, or the client's training model (ablation, Table 30)"
@@ -70,16 +82,4 @@ class Config(Options):
     )
     sanitize_before_ema: bool = Field(
         False, description="noise before the EMA (Alg. 1, published code) instead of after (Eq. 3)"
-    )
-    alignment: Alignment = Field(default_factory=Alignment)
-
-
-class RelaConfig(Options):
-    """Options of the aggregator `rela`."""
-
-    tau: float = Field(0.5, gt=0, description="softmax temperature of Eq. 4")
-    include_self: bool = Field(True, description="whether a client's own adapter is in its sum; published code: false")
-    weights: Literal["relevance", "uniform"] = Field("relevance", description="uniform: equal weights (ablation)")
-    similarity: Literal["flat", "official_columns"] = Field(
-        "flat", description="one cosine of the whole vectors, or the mean over columns"
     )

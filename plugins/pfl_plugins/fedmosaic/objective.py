@@ -11,11 +11,10 @@ from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Federation, Needs, Objective
 from pfl_platform.federation.tasks import Address, Program, Share, shares_of
 from pfl_platform.training.losses import answers_under
-from pfl_platform.training.surfaces import Phase, Statistic, Step
+from pfl_platform.training.surfaces import Phase, Step
 from pfl_plugins.fedmosaic.align import align, needs_alignment
 from pfl_plugins.fedmosaic.config import Config
 from pfl_plugins.fedmosaic.gate import InputGate, ScalarGate
-from pfl_plugins.fedmosaic.relevance import OWN_SKETCH, SKETCH, ClientGradient
 
 GATE = "gate"
 
@@ -40,7 +39,7 @@ class FedMosaic(Objective):
 
     @property
     def up(self) -> tuple[Share, ...]:
-        return (*shares_of("local"), Share(Keys(SKETCH), "all"), Share(Keys(OWN_SKETCH), "backbone"))
+        return shares_of("local")
 
     @property
     def down(self) -> tuple[Share, ...]:
@@ -48,7 +47,7 @@ class FedMosaic(Objective):
 
     @property
     def needs(self) -> Needs:
-        """Sketches and alignment read the hidden states behind an answer's tokens, in the row of the question."""
+        """Alignment reads the hidden states behind an answer's tokens, in the row of the question."""
         return Needs(continues=True)
 
     def check(self, fed: Federation) -> None:
@@ -60,13 +59,6 @@ class FedMosaic(Objective):
 
     def prepare(self, fed: Federation) -> Program[Mapping[str, Address]]:
         return (yield from align(fed, self.config.alignment))
-
-    def small_model(self, fed: Federation) -> str:
-        """W_s."""
-        return self.config.small_model or fed.backbones[0]
-
-    def others(self, fed: Federation) -> tuple[str, ...]:
-        return (self.small_model(fed),) if self.config.gradient_from == "ws" else ()
 
     def initial(self, ctx: ClientContext) -> dict[str, Tensor]:
         """Alg. 1: local and global start from the same aligned adapter; beta = 0."""
@@ -86,7 +78,3 @@ class FedMosaic(Objective):
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         train = Keys(*ctx.adapter.trainable("local").patterns, f"{GATE}/*")
         return (ctx.phase(Step(train, answers_under(self.mix), ctx.optim)),)
-
-    def statistics(self, ctx: ClientContext) -> tuple[Statistic, ...]:
-        model = self.small_model(ctx.fed) if self.config.gradient_from == "ws" else None
-        return (ClientGradient(self.config, model, GATE, ctx.fed.seed),)

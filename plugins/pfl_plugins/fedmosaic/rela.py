@@ -9,11 +9,21 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, renamed, shared
 from pfl_platform.errors import UserError
-from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Updates, combine
-from pfl_platform.federation.tasks import Program
+from pfl_platform.federation.components import (
+    Aggregator,
+    ClientContext,
+    Federation,
+    Needs,
+    Objective,
+    ServerState,
+    Updates,
+    combine,
+)
+from pfl_platform.federation.tasks import Program, Share
+from pfl_platform.training.surfaces import Statistic
 from pfl_plugins.fedmosaic.config import RelaConfig
 from pfl_plugins.fedmosaic.equations import cosine_matrix, relevance_weights, renormalised
-from pfl_plugins.fedmosaic.relevance import OWN_SKETCH, SKETCH
+from pfl_plugins.fedmosaic.relevance import OWN_SKETCH, SKETCH, ClientGradient
 
 
 class Rela(Aggregator):
@@ -25,25 +35,44 @@ class Rela(Aggregator):
 
     @property
     def needs(self) -> Needs:
-        return Needs(
-            consumes=("local", "rela") if self.config.weights == "relevance" else ("local",), replies=("global",)
-        )
+        """Sketches read the hidden states behind an answer's tokens, in the row of the question."""
+        return Needs(consumes=("local",), replies=("global",), continues=self._weighs)
+
+    @property
+    def _weighs(self) -> bool:
+        return self.config.weights == "relevance"
+
+    @property
+    def asks(self) -> tuple[Share, ...]:
+        if not self._weighs:
+            return ()
+        return (Share(Keys(SKETCH), "all"), Share(Keys(OWN_SKETCH), "backbone"))
+
+    def runs(self, fed: Federation) -> tuple[str, ...]:
+        """W_s, the smallest backbone unless another is named."""
+        if not self._weighs or self.config.gradient_from == "training":
+            return ()
+        return (self.config.small_model or fed.backbones[0],)
+
+    def statistics(self, ctx: ClientContext, objective: Objective) -> tuple[Statistic, ...]:
+        if not self._weighs:
+            return ()
+        model = next(iter(self.runs(ctx.fed)), None)
+        return (ClientGradient(self.config, model, objective.mix, ctx.fed.seed),)
 
     def work(self, clients: int, sent: Mapping[str, int]) -> float:
         """All cosines, and a weighted sum of all adapters for each client."""
         sketch = sum(size for key, size in sent.items() if key in (SKETCH, OWN_SKETCH))
         adapter = sum(size for key, size in sent.items() if key not in (SKETCH, OWN_SKETCH))
-        similarities = sketch if self.config.weights == "relevance" else 0
-        return 2.0 * clients * clients * (similarities + adapter)
+        return 2.0 * clients * clients * (sketch + adapter)
 
     def check(self, fed: Federation) -> None:
         """Cosines per column need a sketch that is a matrix."""
-        options = fed.config.objective.options
-        rows = options.get("subsample") == "official_rows" and not options.get("projection")
+        rows = self.config.subsample == "official_rows" and not self.config.projection
         if self.config.similarity == "official_columns" and not rows:
             raise UserError(
                 "aggregator.similarity 'official_columns' reads sketches as matrices; "
-                "set objective.subsample=official_rows with it, and no objective.projection."
+                "set aggregator.subsample=official_rows with it, and no aggregator.projection."
             )
 
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
@@ -61,7 +90,7 @@ class Rela(Aggregator):
     def _weights(self, fed: Federation, latest: Mapping[str, str], order: Sequence[str]) -> Tensor:
         """w_ij of Eq. 4, (N, N), rows sum to 1."""
         config, count = self.config, len(order)
-        if config.weights == "uniform":
+        if not self._weighs:
             return relevance_weights(torch.zeros(count, count), config.tau, config.include_self)
         sketches = [fed.store.get(latest[client], Keys(SKETCH, OWN_SKETCH)) for client in order]
         if all(SKETCH in item for item in sketches):

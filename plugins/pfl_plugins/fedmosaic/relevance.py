@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pfl_platform.adapters.surfaces import SlotLayer, Tensors
+from pfl_platform.adapters.surfaces import Mix, SlotLayer, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.surfaces import Statistic, View
-from pfl_plugins.fedmosaic.config import Config
+from pfl_plugins.fedmosaic.config import RelaConfig
 from pfl_plugins.fedmosaic.equations import ema, kept_coordinates, kept_rows, sanitise
 from pfl_plugins.fedmosaic.sketch import last_layer_gradient
 
@@ -33,7 +33,7 @@ class ClientGradient(Statistic):
 
     name = "rela"
 
-    def __init__(self, config: Config, model: str | None, mix: str, seed: int) -> None:
+    def __init__(self, config: RelaConfig, model: str | None, mix: Mix, seed: int) -> None:
         self.config = config
         self.every = config.every
         self._model = model
