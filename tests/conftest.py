@@ -35,11 +35,13 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 class Together(LoadFileScheduling):
-    """Tests of a file run in one process, as they share what is expensive to make. A file that checks every method in
-    the same way is too long for that: there it is the tests of a method that stay together (`test_x[method-check]`)."""
+    """Tests of a file run in one process, as they share what is expensive to make. Files that check every method in the
+    same way are too long for that: there it is the tests of a method that stay together (`test_x[method-check]`)."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
+        if file.endswith("test_kill_and_resume.py"):
+            return nodeid
         return nodeid.rpartition("-")[0] if file.endswith("test_contract.py") else file
 
 

@@ -95,6 +95,8 @@ class OnDemand(Sequence[Sample]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise IndexError(f"there is no sample {index} among {len(self)}")
         places = range(len(self))[index]
         return _Part(self, places) if isinstance(places, range) else self.at(places)
 

@@ -18,6 +18,9 @@ from pfl_platform.plugins import available
 from run_support import left
 
 METHODS = sorted(name for name, plugin in available("method").items() if plugin.module.startswith("pfl_plugins."))
+USUAL = ("fedit", "fedmosaic", "potara", "sft", "takfl")
+"""Those that are killed in every run of the tests: they differ in what can be interrupted (alignment, a server that
+trains, a measurement before evaluation). The contract kit kills all methods, inside one process."""
 SETS = [
     "rounds=3",
     "local_steps=3",
@@ -56,7 +59,9 @@ def lasting(out: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_killed_at_random_points(method: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PFL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     elsewhere = {**environment, "PFL_CACHE": str(tmp_path / "another cache")}  # so that alignment is killed, too
