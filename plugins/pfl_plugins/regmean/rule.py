@@ -30,19 +30,36 @@ from pfl_plugins.merging.rules import Bound, Rule
 from pfl_plugins.regmean.config import RegMeanOptions
 
 STATISTIC = "gram"
+BLOCK = 64
+"""Rows of a Gram matrix that are in float64 at a time."""
 
 
-def shrunk(gram: Tensor, a: float) -> Tensor:
-    """`G' = a G + (1 - a) diag(G)`, made symmetric. A diagonal (d,) stays as it is.
+def shrunk_into(total: Tensor | None, rows: Tensor, gram: Tensor, a: float, weight: float = 1.0) -> Tensor:
+    """`rows @ G'` in float64, for `G' = a G + (1 - a) diag(G)`; adds `weight * G'` to the lower triangle of `total`.
 
-    >>> shrunk(torch.tensor([[2.0, 1.0], [1.0, 4.0]]), 0.5)
+    rows (n, d) and total (d, d) are float64, gram (d, d) is of any precision. Its lower triangle alone is read, so that
+    products and sums mean the same symmetric matrix, in blocks of rows: a whole copy in float64 is never there.
+
+    >>> gram, rows = torch.tensor([[2.0, 1.0], [1.0, 4.0]]), torch.eye(2).double()
+    >>> shrunk_into(None, rows, gram, 0.5)
     tensor([[2.0000, 0.5000],
-            [0.5000, 4.0000]])
+            [0.5000, 4.0000]], dtype=torch.float64)
     """
-    if gram.dim() == 1:
-        return gram
-    diagonal = gram.diagonal()
-    return (0.5 * a * (gram + gram.T)).diagonal_scatter(diagonal)
+    diagonal = double(gram.diagonal())
+    found = (1.0 - a) * (rows * diagonal)
+    if total is not None:
+        total.diagonal().add_(diagonal, alpha=weight * (1.0 - a))
+    for start in range(0, len(gram), BLOCK):
+        stop = min(start + BLOCK, len(gram))
+        left = double(gram[start:stop, :stop])
+        before, corner = left[:, :start], left[:, start:].tril()
+        corner = corner + corner.tril(-1).T
+        found[:, start:stop].add_(rows[:, :start] @ before.T + rows[:, start:stop] @ corner, alpha=a)
+        found[:, :start].add_(rows[:, start:stop] @ before, alpha=a)
+        if total is not None:
+            total[start:stop, :start].add_(before, alpha=weight * a)
+            total[start:stop, start:stop].add_(corner, alpha=weight * a)
+    return found
 
 
 def regmean(stack: Tensor, grams: Tensor, weights: Sequence[float], *, a: float = 0.9, ridge: float = 1e-6) -> Tensor:
@@ -54,25 +71,37 @@ def regmean(stack: Tensor, grams: Tensor, weights: Sequence[float], *, a: float 
 def solve(
     deltas: Sequence[Delta], gram: Callable[[int], Tensor], weights: Sequence[float], options: RegMeanOptions
 ) -> Delta:
-    """The merged delta, of rank sum r_k. gram(k) is read twice, one at a time, since K of them may be too many."""
-    diagonals = [double(found if found.dim() == 1 else found.diagonal()) for found in map(gram, range(len(deltas)))]
-    level = options.ridge * sum(weight * float(own.mean()) for weight, own in zip(weights, diagonals, strict=True))
-    if not any(bool((own > 0).any()) for own in diagonals):
-        return mean(deltas, weights)
+    """The merged delta, of rank sum r_k. gram(k) is read once, one at a time, since K of them may be too many."""
     total: Tensor | None = None
-    ups, downs = [], []
+    level = 0.0
+    downs = []
     for k, (delta, weight) in enumerate(zip(deltas, weights, strict=True)):
-        own = weight * shrunk(double(gram(k)), options.a)
-        (own if own.dim() == 1 else own.diagonal()).add_(weight * level / sum(weights))
-        ups.append(delta.scale * double(delta.up))
-        downs.append(double(delta.down) * own if own.dim() == 1 else double(delta.down) @ own)
-        total = own if total is None else total.add_(own)
+        found, down = gram(k), double(delta.down)
+        diagonal = double(found if found.dim() == 1 else found.diagonal())
+        if total is None:
+            total = diagonal.new_zeros(found.shape)
+        if found.dim() == 1:  # G' of a diagonal is itself
+            total.add_(diagonal, alpha=weight)
+            downs.append(down * diagonal)
+        else:
+            downs.append(shrunk_into(total, down, found, options.a, weight))
+        level += weight * float(diagonal.mean())
     assert total is not None
-    return Delta(torch.cat(ups, dim=1), _divided(torch.cat(downs), total), precision=shared_precision(deltas))
+    own = total if total.dim() == 1 else total.diagonal()
+    if not bool((own > 0).any()):
+        return mean(deltas, weights)
+    ridge = options.ridge * level / sum(weights)
+    own.add_(ridge * sum(weights))
+    rows = [
+        weight * (down + ridge * double(one.down)) for weight, down, one in zip(weights, downs, deltas, strict=True)
+    ]
+    ups = [one.scale * double(one.up) for one in deltas]
+    return Delta(torch.cat(ups, dim=1), _divided(torch.cat(rows), total), precision=shared_precision(deltas))
 
 
 def _divided(rows: Tensor, total: Tensor) -> Tensor:
-    """`rows @ total^-1` for a symmetric positive definite total, or a diagonal. Raises `UserError` when singular."""
+    """`rows @ total^-1` for a diagonal, or for a symmetric positive definite total that has its lower triangle only.
+    Raises `UserError` when singular."""
     if total.dim() == 1:
         if not bool((total > 0).all()):
             raise UserError("An input feature is zero at every client, so RegMean has no solution; set ridge above 0.")
@@ -81,6 +110,11 @@ def _divided(rows: Tensor, total: Tensor) -> Tensor:
     if int(failed):
         raise UserError("The sum of the Gram matrices is singular, so RegMean has no solution; set a larger ridge.")
     return torch.cholesky_solve(rows.T, factor).T
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are; a sum tells so in one pass, unless it overflows."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 class RegMean(Rule):
@@ -121,12 +155,12 @@ class RegMean(Rule):
         delta = inputs.read(k, operand.module)
         gram = inputs.statistic(STATISTIC, k, operand.module)
         width = delta.shape[1]
-        if tuple(gram.shape) not in ((width,), (width, width)) or not bool(gram.isfinite().all()):
+        if tuple(gram.shape) not in ((width,), (width, width)) or not finite(gram):
             raise UserError(
                 f"The Gram matrix of '{inputs.names[k]}' at '{operand.module}' must be finite and of size {width}; its "
                 f"shape is {tuple(gram.shape)}."
             )
         if operand.part != "B":
             return gram
-        down, whole = double(delta.down), double(gram)
-        return (down * whole) @ down.T if whole.dim() == 1 else down @ whole @ down.T
+        down = double(delta.down)
+        return (down * double(gram) if gram.dim() == 1 else shrunk_into(None, down, gram, 1.0)) @ down.T
