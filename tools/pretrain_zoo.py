@@ -42,6 +42,7 @@ from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import OpenSource, Optim, Phase, Source, Step
 from zoo_choices import CHOOSERS, Choices, as_sample
 from zoo_drills import Drills
+from zoo_kinds import KINDS, SKILLS, Kinds, kind_of
 from zoo_masking import Told, hidden_words
 from zoo_naming import Pictures, naming
 from zoo_quizzes import Lookups, Quizzes
@@ -95,10 +96,10 @@ class Naming(Source):
 
 @dataclass(frozen=True)
 class Curriculum(Source):
-    """Look-ups first, then drills and quizzes, questions last; text-only backbones see questions alone. Nothing is
-    shown twice."""
+    """Look-ups first, then drills and quizzes, questions last; backbones that only read, or only see, get questions
+    alone. Nothing is shown twice."""
 
-    questions: Corpus | TextCorpus
+    questions: Corpus | TextCorpus | Kinds
     steps: int
     lookups: float = 0.0
     stages: Stages = DRILLED
@@ -144,7 +145,7 @@ class OpenCurriculum:
         return self._waiting[position]
 
     def _shares(self, step: int) -> tuple[float, ...]:
-        if isinstance(self._source.questions, TextCorpus):
+        if isinstance(self._source.questions, TextCorpus | Kinds):
             return 0.0, 0.0, 0.0, 1.0
         if step < self._source.lookups * self._source.steps:
             return 1.0, 0.0, 0.0, 0.0
@@ -162,6 +163,11 @@ def length(sample: Sample) -> tuple[int, int]:
 
 def skills(backbone: Backbone, count: int) -> dict[str, list[Sample]]:
     """Held-out questions by skill: `count` each, with picture layouts that no pretraining picture has."""
+    if backbone.card.modality == "vision":
+        return {
+            name: [kind_of(f"{name}-{k}", name, Dice("held out", name, k), "validation") for k in range(count)]
+            for name in SKILLS
+        }
     if backbone.task_head:
         return {
             name: [as_sample(f"{name}-{index}", maker(Dice("held out", name, index))) for index in range(count)]
@@ -235,6 +241,9 @@ def phases(backbone: Backbone, budget: Budget) -> list[Phase]:
     the vision tower as it is, as LLaVA does."""
     optim = Optim(budget.lr, warmup=budget.warmup, clip=1.0, moments="reset", betas=(0.9, 0.99), schedule="cosine")
     optim = replace(optim, total_steps=budget.steps)
+    if backbone.card.modality == "vision":
+        step = Step(Keys("backbone/*"), answers_under({}), optim)
+        return [Phase("pretraining", (step,), budget.steps, Curriculum(Kinds(budget.seed), budget.steps))]
     if backbone.card.modality == "text":
         step = Step(Keys("backbone/*"), answers_under({}), optim)
         if not backbone.task_head:
@@ -300,23 +309,29 @@ def published_name(config: Path, model: Any) -> None:
 
 def write(backbone: Backbone, card: ZooCard, folder: Path, measured: Mapping[str, float], cards: Path) -> None:
     """Weights in fp16, configuration and tokenizer into `folder`; numbers into the card."""
+    model: Any = backbone.model.half()
+    if card.tokenizer:
+        with_tokenizer(model, PACKAGE / card.tokenizer, card.name, folder)
+    model.save_pretrained(folder, safe_serialization=True)
+    published_name(folder / "config.json", model)
+    path = cards / f"{card.name}.yaml"
+    fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    fields["measured"] = dict(measured)
+    path.write_text(yaml.safe_dump(fields, sort_keys=False, width=118, allow_unicode=True), encoding="utf-8")
+
+
+def with_tokenizer(model: Any, source: Path, name: str, folder: Path) -> None:
+    """Writes the tokenizer, and its special tokens into the model's configuration."""
     from pfl_model_zoo.families.models import read_tokenizer
 
-    tokenizer = read_tokenizer(PACKAGE / card.tokenizer, card.name)
-    model: Any = backbone.model.half()
+    tokenizer = read_tokenizer(source, name)
     for part in (model.config, getattr(model.config, "text_config", model.config)):
         part.bos_token_id, part.eos_token_id, part.pad_token_id = (
             tokenizer.bos_token_id,
             tokenizer.eos_token_id,
             tokenizer.pad_token_id,
         )
-    model.save_pretrained(folder, safe_serialization=True)
-    published_name(folder / "config.json", model)
     tokenizer.save_pretrained(folder)
-    path = cards / f"{card.name}.yaml"
-    fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    fields["measured"] = dict(measured)
-    path.write_text(yaml.safe_dump(fields, sort_keys=False, width=118, allow_unicode=True), encoding="utf-8")
 
 
 BUDGETS: Mapping[str, Budget] = {
@@ -328,6 +343,7 @@ BUDGETS: Mapping[str, Budget] = {
     "tiny-llama-m": Budget(4000, 2e-3, 200, 0),
     "tiny-roberta": Budget(1500, 1e-3, 200, 0),
     "tiny-t5": Budget(3000, 2e-3, 200, 0),
+    "tiny-vit": Budget(2200, 1.5e-3, 200, 0),
 }
 
 
@@ -344,7 +360,7 @@ def main() -> None:
     for name in chosen.only or sorted(BUDGETS):
         card, budget = all_cards()[name], BUDGETS[name]
         budget = replace(budget, steps=chosen.steps or budget.steps, lr=chosen.lr or budget.lr)
-        backbone = load(card, LoadOptions(init=budget.seed))
+        backbone = load(card, LoadOptions(init=budget.seed, classes=len(KINDS) if card.family == "vit" else None))
         begun = time.perf_counter()
         loss = pretrain(backbone, budget, chosen.every)
         seconds = time.perf_counter() - begun

@@ -28,7 +28,8 @@ class ZooCard(BaseModel):
     family: module of `pfl_model_zoo.families` that loads it. layers: blocks, of an encoder-decoder those of both sides.
     source: a folder in this package (`weights/...`), in another installed one (`package:NAME/...`), or a hub id.
     aliases: other names of the same backbone, for example the model ids of published scenario files.
-    tokenizer: folder in this package whose tokenizer stands in where no files are read (random or shapes-only weights).
+    tokenizer: folder in this package whose tokenizer stands in where no files are read (random or shapes-only weights);
+        empty for a backbone that reads no text.
     config: the model's configuration, as transformers spells it; sizes of adapters follow from it.
     options: defaults of `LoadOptions`. measured: number by name, written by the script that made the weights.
     """
@@ -36,15 +37,15 @@ class ZooCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    family: Literal["llava", "text", "encoder", "encoder_decoder"]
-    modality: Literal["vision-language", "text"]
+    family: Literal["llava", "text", "encoder", "encoder_decoder", "vit"]
+    modality: Literal["vision-language", "text", "vision"]
     layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     num_params: int = Field(gt=0)
     source: str
     aliases: tuple[str, ...] = ()
     notes: str = ""
-    tokenizer: str
+    tokenizer: str = ""
     config: dict[str, Any]
     options: dict[str, Any] = Field(default_factory=dict)
     measured: dict[str, float] = Field(default_factory=dict)
@@ -70,10 +71,11 @@ class ZooCard(BaseModel):
         ('attention.self.query', 1024, 1024)
         """
         text = self.text_config
-        if self.family == "encoder":
+        if self.family in ("encoder", "vit"):
             hidden, inner = text["hidden_size"], text["intermediate_size"]
             sizes = ((hidden, hidden),) * 4 + ((hidden, inner), (inner, hidden))
-            return tuple((name, *size) for name, size in zip(ENCODER_LINEARS, sizes, strict=True))
+            maps = ENCODER_LINEARS if self.family == "encoder" else VIT_LINEARS
+            return tuple((name, *size) for name, size in zip(maps, sizes, strict=True))
         if self.family == "encoder_decoder":
             hidden, inner, values = text["d_model"], text["d_ff"], text["d_kv"] * text["num_heads"]
             into, out = (hidden, values), (values, hidden)
@@ -123,6 +125,17 @@ ENCODER_LINEARS = (
     "output.dense",
 )
 """Linear maps of a block of the RoBERTa and BERT kind."""
+
+VIT_LINEARS = (
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+    "mlp.fc1",
+    "mlp.fc2",
+)
+"""Linear maps of a block of the ViT kind, as transformers names them now; files with the former names (`query` ...)
+are read all the same."""
 
 
 def encoder_decoder_linears(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,19 +1,35 @@
-"""Samples as rows of a classifier: an encoder reads the question and chooses among the options, or gives a number."""
+"""Samples as rows of a classifier: it reads the question, or the picture, and chooses among the options or gives a
+number."""
 
 from __future__ import annotations
 
 import math
 import string
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pfl_model_zoo.chat import render
-from pfl_model_zoo.questions import QuestionReader
-from pfl_platform.backbones import IGNORE, Encoded
+from pfl_platform.backbones import IGNORE, Encoded, Span
 from pfl_platform.data import Sample
 from pfl_platform.errors import UserError
+
+
+class RowReader(Protocol):
+    """What a classifier reads of samples. name: of the backbone, for refusals. pad: id of the padding token."""
+
+    name: str
+    pad: int
+
+    def read(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], Sequence[Sequence[Span]]]:
+        """Inputs of the model, `attention_mask` among them, int64 (rows, positions), and the positions' spans."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        ...
 
 
 class ClassCodec:
@@ -24,7 +40,7 @@ class ClassCodec:
     (rows, 2, classes), those of position 0 being what position 1 is to be given, as everywhere.
     """
 
-    def __init__(self, reader: QuestionReader, classes: int) -> None:
+    def __init__(self, reader: RowReader, classes: int) -> None:
         self.reader = reader
         self.classes = classes
 
@@ -39,12 +55,11 @@ class ClassCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
-        text: str = self.reader.tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
-        return text.strip()
+        return self.reader.decode(ids)
 
     def encode(self, samples: Sequence[Sample], *, answers: bool = True) -> Encoded:
-        """A batch, on the CPU, padded on the right. input_ids, attention_mask: int64 (rows, positions); choices: int64
-        (rows,), the classes that a row has. labels: int64 (rows, 2); values as the samples have them."""
+        """A batch, on the CPU, padded on the right. What the reader gives; choices: int64 (rows,), the classes that a
+        row has. labels: int64 (rows, 2); values as the samples have them."""
         inputs, spans = self.reader.read(samples)
         targets = [self.target(sample) for sample in samples]
         labels = torch.full((len(samples), 2), IGNORE)

@@ -47,6 +47,11 @@ class QuestionReader:
         self._closing = [] if closing is None else [(closing, *NOWHERE)]
         self._rows = Scratch(2 * cache_rows, cache_rows * ROW_BYTES)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        text: str = self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+        return text.strip()
+
     def read(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], PaddedSpans]:
         """`input_ids` and `attention_mask`, int64 (rows, positions), padded on the right, and the tokens' spans. A
         sample with pictures is a `UserError`."""

@@ -28,13 +28,14 @@ class Encoded:
     """A batch as one backbone reads it.
 
     inputs: keyword arguments of the model's forward: `input_ids` and `attention_mask`, int64 (rows, positions), and
-    what the family adds (for example `pixel_values`, float32 (pictures, 3, height, width)). An encoder-decoder has
-        `decoder_input_ids` and `decoder_attention_mask`, int64 (rows, answer positions), too.
+        what the family adds (for example `pixel_values`, float32 (pictures, 3, height, width)). A backbone that reads
+        no text has the mask of its positions and no `input_ids`. An encoder-decoder has `decoder_input_ids` and
+        `decoder_attention_mask`, int64 (rows, answer positions), too.
     labels: int64 (rows, positions), `IGNORE` where nothing is supervised; a label stands at its own token's position,
         one behind the logits that predict it. Of an encoder-decoder the positions are the answer's; a classifier has
         two, of which the second holds the class.
     spans: per row and position, which characters of `texts[row]` the token covers: of labels, for a classifier of
-        `input_ids`. All backbones render a sample to the same text, so spans match positions across tokenizers.
+        what it reads. All backbones render a sample to the same text, so spans match positions across tokenizers.
     values: float32 (rows,), the number that a row is to be given, NaN where it has a class instead; None when all rows
         have one. See `answer_loss`.
     """
@@ -105,7 +106,7 @@ class Card:
     """What is known of a backbone without loading it."""
 
     name: str
-    modality: str  # "text" or "vision-language"
+    modality: str  # "text", "vision" (pictures and no text) or "vision-language"
     layers: int
     hidden_size: int
     num_params: int

@@ -162,3 +162,22 @@ def test_drills_ask_one_kind_of_question_evenly(lessons: Callable[[str, str], An
     assert 0.4 < judged["True"] / judged.total() < 0.65
     placed = Counter(answer for text, answer, _ in said if re.match(r"Which picture shows|In which", text))
     assert min(placed[word] for word in ORDINALS[:3]) > 0.2 * placed.total()
+
+
+def test_the_named_kind_is_the_only_or_the_biggest_thing(lessons: Callable[[str, str], Any]) -> None:
+    corpus, kinds = lessons("zoo_kinds", "Kinds")(1), lessons("zoo_kinds", "KINDS")
+    samples = [corpus.sample(index) for index in range(400)]
+    assert len(set(kinds)) == len(kinds) == 96
+    styles: Counter[str] = Counter()
+    for sample in samples:
+        (picture,) = sample.pictures
+        assert isinstance(picture, DrawnPicture)
+        big = SIZES.index("big")
+        things = list(picture.scene.objects)
+        found = things[0] if len(things) == 1 else next(thing for thing in things if thing.size == big)
+        assert len(things) == 1 or sum(thing.size == big for thing in things) == 1
+        assert sample.turns[0].answer == f"{SIZES[found.size]} {name(found)}"
+        assert sample.options == kinds
+        styles[picture.scene.style] += 1
+    assert min(styles.values()) > 70
+    assert 150 < sum(len(sample.pictures[0].scene.objects) == 1 for sample in samples) < 250

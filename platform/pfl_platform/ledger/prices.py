@@ -40,6 +40,10 @@ class Prices:
             backbone = self.load(name)
             if backbone.device.type != "meta":
                 raise UserError(f"The backbone '{name}' cannot be loaded without weights; plan with another one.")
+            if backbone.card.modality == "vision":
+                raise UserError(
+                    f"Plans are made for rows of text, and '{name}' reads none; plan with another backbone."
+                )
             slots = [Slot(f"{_FORM}{index}") for index in range(self.most)]
             with torch.device("meta"):  # adapters of a real size are not made on the CPU first
                 self._hosts[name] = Host(backbone, self.adapter, slots)
