@@ -43,6 +43,21 @@ def of_backbone(fed: Federation, state: ServerState, client_id: str, prefix: str
     return fed.store.get(address) if address else {}
 
 
+def weighed(fed: Federation, updates: Updates, *, examples: bool) -> dict[str, dict[str, float]]:
+    """How much each client weighs in what `average` gives a client, within its backbone: client -> contributor ->
+    weight. Shared params are averaged over everybody by the same sizes. Clients of a backbone of which nobody took part
+    get nothing new, and are not in it."""
+    table = {}
+    for client in fed.clients:
+        group = [update for update in updates if update.backbone == fed.backbone_of[client.client_id]]
+        shares = sizes(group, examples=examples)
+        if group:
+            table[client.client_id] = {
+                update.client_id: share / sum(shares) for update, share in zip(group, shares, strict=True)
+            }
+    return table
+
+
 def average(fed: Federation, former: dict[str, Address], updates: Updates, *, examples: bool) -> dict[str, Address]:
     """Backbone -> address of its clients' mean. A backbone of which no client took part keeps what it had, and gets the
     params that mean the same everywhere, also when it has had nothing yet."""

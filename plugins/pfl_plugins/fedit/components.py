@@ -16,7 +16,7 @@ from pfl_platform.federation.components import (
     ServerState,
     Updates,
 )
-from pfl_platform.federation.groups import average, of_backbone
+from pfl_platform.federation.groups import average, of_backbone, weighed
 from pfl_platform.federation.tasks import Program, Share, shares_of
 from pfl_platform.training.losses import answers_under
 from pfl_platform.training.surfaces import Phase, Step
@@ -61,7 +61,8 @@ class FedAvg(Aggregator):
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
         yield from ()
         examples = self.config.weighting == "examples"
-        return ServerState(average(fed, dict(state.tensors), updates, examples=examples))
+        weights = weighed(fed, updates, examples=examples)
+        return ServerState(average(fed, dict(state.tensors), updates, examples=examples), {}, {"weights": weights})
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
         return of_backbone(fed, state, client_id)
