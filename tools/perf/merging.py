@@ -5,7 +5,8 @@
     python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
 
 Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `memory` is how much the
-process grew while merging, in units of all adapters together.
+process grew while merging, in units of all adapters together, which lie in memory before. At the larger shapes they do
+not fit: each is drawn when it is read, and `memory` is that of the whole process.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pfl_platform.lowrank.deltas import Delta
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -105,13 +108,40 @@ def main() -> None:
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         limit = f"{bound:.0f}" if bound and options.shapes == "1b" else "-"
-        print(f"{name:<18}{space:<8}{found['seconds']:>9.2f}{limit:>7}{found['memory']:>8.1f}x")
+        unit = "x" if options.shapes == "1b" else " GiB"
+        print(f"{name:<18}{space:<8}{found['seconds']:>9.2f}{limit:>7}{found['memory']:>8.1f}{unit}", flush=True)
 
 
 def maps(options: argparse.Namespace) -> tuple[dict[str, tuple[int, int]], int]:
     layers, shapes, rank = BACKBONES[options.shapes]
     count = options.layers or layers
     return {f"layers.{i}.{name}": shape for i in range(count) for name, shape in shapes.items()}, options.rank or rank
+
+
+class Adapters:
+    """Random adapters: all in memory, or each module drawn when it is read; `seconds` of drawing it then."""
+
+    def __init__(self, modules: Shapes, rank: int, clients: int, *, held: bool) -> None:
+        self.modules, self.rank, self.seconds = modules, rank, 0.0
+        self.held = {(k, module): self._drawn(k, module) for module in modules for k in range(clients)} if held else {}
+
+    def __call__(self, k: int, module: str) -> Delta:
+        if (k, module) in self.held:
+            return self.held[k, module]
+        begun = time.perf_counter()
+        found = self._drawn(k, module)
+        self.seconds += time.perf_counter() - begun
+        return found
+
+    def _drawn(self, k: int, module: str) -> Delta:
+        import torch
+
+        from pfl_platform.lowrank.deltas import Delta
+        from pfl_platform.rng import torch_rng
+
+        (d_out, d_in), generator = self.modules[module], torch_rng(0, "perf", module, k)
+        up = torch.randn(d_out, self.rank, generator=generator) / 100
+        return Delta(up, torch.randn(self.rank, d_in, generator=generator) / 50, 2.0, f"client {k}")
 
 
 class Statistics:
@@ -142,39 +172,35 @@ def grown_since(before: int, values: int) -> float:
 
 
 def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float]:
-    """One whole merge; reads random adapters from memory, so that the disk plays no part."""
+    """One whole merge of random adapters; the disk plays no part."""
     import torch
 
     from pfl_platform.federation.merging import Inputs, Target
-    from pfl_platform.lowrank.deltas import Delta
     from pfl_platform.plugins import PluginManager
     from pfl_platform.rng import torch_rng
 
     torch.set_num_threads(options.threads)
     modules, rank = maps(options)
-    deltas = {}
-    for module, (d_out, d_in) in modules.items():
-        for k in range(options.clients):
-            generator = torch_rng(0, "perf", module, k)
-            up = torch.randn(d_out, rank, generator=generator) / 100
-            deltas[k, module] = Delta(up, torch.randn(rank, d_in, generator=generator) / 50, 2.0, f"client {k}")
+    held = options.shapes == "1b"
+    adapters = Adapters(modules, rank, options.clients, held=held)
     merger = PluginManager().make("aggregator", name, {"space": space}).merger
     inputs = Inputs(
         names=tuple(f"client {k}" for k in range(options.clients)),
         modules=tuple(sorted(modules)),
         weights=(1.0 / options.clients,) * options.clients,
-        read=lambda k, module: deltas[k, module],
+        read=adapters,
         rng=lambda *parts: torch_rng(0, *parts),
         statistic=(drawn := Statistics(modules, rank)),
     )
     targets = [Target(rank, 2.0)] * (options.clients if merger.personal else 1)
-    values = sum(delta.up.numel() + delta.down.numel() for delta in deltas.values())
+    values = sum(rank * (d_out + d_in) for d_out, d_in in modules.values()) * options.clients
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     begun = time.perf_counter()
     for _ in merger.merge(inputs, targets):
         pass
-    seconds = time.perf_counter() - begun - drawn.seconds
-    return {"seconds": seconds, "memory": grown_since(before, values)}
+    seconds = time.perf_counter() - begun - drawn.seconds - adapters.seconds
+    memory = grown_since(before, values) if held else grown_since(0, 2**28)  # four bytes each: GiB
+    return {"seconds": seconds, "memory": memory}
 
 
 def peft_merge(options: argparse.Namespace, kind: str) -> dict[str, float]:
