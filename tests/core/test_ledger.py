@@ -12,13 +12,25 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from pfl_platform.federation.tasks import Cost
 from pfl_platform.ledger.bytes import payload_bytes, wire_bytes
 from pfl_platform.ledger.costs import FIELDS, total
 from pfl_platform.ledger.flops import adapter_flops, backward_flops, count_flops, forward_flops, training_flops
 from pfl_platform.ledger.memory import peak_memory, reset_peak
+from pfl_platform.plugins import PluginManager
 from pfl_platform.store.disk import DiskStore
+from pfl_platform.testing.bench import samples
+
+ON_A_CPU = {  # of shapes: rows, heads, positions, width; by hand below
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda g, q, k, v, *_, **__: 2 * q[0] * q[1] * q[2] * k[2] * (3 * q[3] + 2 * v[3])
+    ),
+}
 
 
 def test_payload_is_values_times_item_size() -> None:
@@ -103,6 +115,26 @@ def test_attention_counts_on_a_cpu_too(causal: bool) -> None:
     assert forward == 2 * 2 * 3 * 5 * 7 * 8
     _, both = count_flops(lambda: attention(query, key, value, is_causal=causal).sum().backward())
     assert both == forward + 2 * 2 * 3 * 5 * 7 * 20
+
+
+@pytest.mark.parametrize("name", ["tiny-llava-llama-s", "tiny-llava-qwen-s", "tiny-t5"])
+@pytest.mark.parametrize("way", ["training", "no_grad", "inference"])
+def test_whole_backbones_count_as_by_torchs_table(name: str, way: str) -> None:
+    """The same total as torch's own counter, which has a table per module."""
+    backbone = PluginManager().make("backbone", name, {"init": 0})
+    batch = backbone.codec.encode(samples("counted", 2))
+    backbone.model.requires_grad_(True)
+
+    def run() -> None:
+        if way != "training":
+            with torch.no_grad() if way == "no_grad" else torch.inference_mode():
+                backbone.model(**batch.inputs)
+            return
+        backbone.model(**batch.inputs).logits.sum().backward()
+
+    with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as table:
+        run()
+    assert count_flops(run)[1] == table.get_total_flops() > 0
 
 
 def test_counting_changes_no_number() -> None:
