@@ -92,6 +92,19 @@ class ClientOptions(Section):
     adapter: dict[str, Any] = Field(default_factory=dict, description="options laid over those of the run's adapter")
 
 
+class Budget(Section):
+    """What a run that is compared may cost; solved from measured costs before any run began. All numbers are of whole
+    runs: every client, all rounds, and what the server trains in them. See `pfl_platform.ledger.budget`."""
+
+    name: str = Field(description="what was asked for: steps, flops, bytes, seconds, or a table of local steps")
+    quantity: Literal["steps", "flops", "bytes", "seconds"]
+    method: str = Field(description="whose run the others are held to")
+    asked: float = Field(ge=0, description="that run's cost, as it was measured beforehand")
+    expected: float = Field(ge=0, description="this run's cost with its rounds and local steps")
+    per_step: float = Field(ge=0, description="what one local step of every client of a round adds")
+    per_round: float = Field(description="what a round costs whatever its number of local steps")
+
+
 class RunConfig(Section):
     """Everything that decides a run. `pfl-platform run` writes it, resolved, as `config.yaml` in the run folder."""
 
@@ -117,6 +130,9 @@ class RunConfig(Section):
         "the `stream`; 0: local_steps",
     )
     cohort: int = Field(0, ge=0, description="clients per round; 0: all")
+    budget: Budget | None = Field(
+        None, description="what `--budget` solved for this run; its `rounds` and `local_steps` follow from it"
+    )
     label: str = Field("", description="what tables call the run; a row of a recipe that is a table")
     published: dict[str, float] = Field(
         default_factory=dict,

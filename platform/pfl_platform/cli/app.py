@@ -64,6 +64,14 @@ def run(
     compare: Annotated[
         str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="What those that are compared have in common: steps (default), flops, bytes, seconds, or a table of "
+            "`list budgets`.",
+        ),
+    ] = None,
     public: Annotated[
         str | None, typer.Option("--public", help="The public set: a name, another benchmark, a folder, or a file.")
     ] = None,
@@ -85,7 +93,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a method on a benchmark."""
-    from pfl_platform.cli import running
+    from pfl_platform.cli import budgets, running
     from pfl_platform.recipes import Request
     from pfl_platform.tuning import grid
 
@@ -108,12 +116,16 @@ def run(
         sets=settings or (),
     )
     plan = running.plan(
-        request, compare=running.others(compare), seeds=running.numbers(seeds, "--seeds"), rows=row or ()
+        request,
+        compare=running.others(compare),
+        seeds=running.numbers(seeds, "--seeds"),
+        rows=row or (),
+        budget=budget,
     )
     if print_config:
-        running.print_plan(plan)
+        running.print_plan(budgets.foreseen(plan, budget))
         return
-    running.start(plan, out, quiet)
+    running.start(plan, out, quiet, budget)
 
 
 @app.command()
@@ -248,7 +260,9 @@ def line(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="plugins, benchmarks, backbones, adapters, ..., recipes")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="plugins, benchmarks, backbones, adapters, ..., recipes, budgets")
+    ],
     json: Json = False,
 ) -> None:
     """List what is installed."""

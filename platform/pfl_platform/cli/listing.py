@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from pfl_platform.budgets import MEASURED, table, tables
 from pfl_platform.cli.output import console, print_json, print_rows
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.hookspecs import KINDS
@@ -28,10 +29,16 @@ def list_kind(kind: str, as_json: bool) -> None:
             for file in files
         ]
         columns = ["name", "summary", "file"]
+    elif kind in ("budget", "budgets"):
+        rows = [{"name": name, "summary": what, "file": ""} for name, what in MEASURED.items()]
+        rows += [
+            {"name": name, "summary": table(name, file).summary, "file": str(file)} for name, file in tables().items()
+        ]
+        columns = ["name", "summary", "file"]
     else:
         singular = plural.get(kind, kind)
         if singular not in KINDS:
-            raise UserError(f"'{kind}' cannot be listed." + nearest(kind, [*plural, "recipes"]))
+            raise UserError(f"'{kind}' cannot be listed." + nearest(kind, [*plural, "recipes", "budgets"]))
         rows = [_row(plugin) for plugin in available(singular).values()]
         columns = ["name", "summary", "package", "version"]
     if as_json:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pfl_platform.cli import budgets
 from pfl_platform.cli.output import Form, console, note, print_json
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
@@ -26,8 +27,7 @@ from pfl_platform.settings import assignment, read
 from pfl_platform.store.atomic import write_atomic
 from pfl_platform.validation import explain
 
-Plan = dict[str, RunConfig]
-"""Runs by sub-folder; '' for a single run, which has the folder to itself."""
+Plan = budgets.Plan
 
 PLAN_FILE = "plan.yaml"
 """In a folder of several runs: the sub-folders and the configuration of each, so that `resume` can finish them all."""
@@ -75,7 +75,14 @@ def public_name(value: str | None) -> str | None:
     return str(Path(value).resolve()) if value is not None and (os.sep in value or Path(value).exists()) else value
 
 
-def plan(request: Request, *, compare: Sequence[str] = (), seeds: Sequence[int] = (), rows: Sequence[str] = ()) -> Plan:
+def plan(
+    request: Request,
+    *,
+    compare: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    rows: Sequence[str] = (),
+    budget: str | None = None,
+) -> Plan:
     """Every run that the user asked for, resolved; an error in any of them comes before the first starts. Of a recipe
     that is a table these are its rows, or those that `rows` names, each in a sub-folder."""
     resolver = Resolver(PluginManager())
@@ -83,7 +90,9 @@ def plan(request: Request, *, compare: Sequence[str] = (), seeds: Sequence[int] 
         raise UserError("--row names rows of a recipe; name the recipe with --recipe.")
     wanted = list(dict.fromkeys(rows)) or resolver.rows(request)
     if not wanted:
-        return _plan(resolver, request, compare, seeds)
+        return budgets.checked(_plan(resolver, request, compare, seeds), budget)
+    if budget is not None:
+        raise UserError("A recipe that is a table says itself what its rows may take; leave out --budget.")
     if compare:
         raise UserError("A recipe that is a table compares its own rows; leave out --compare.")
     result: Plan = {}
@@ -120,8 +129,8 @@ def print_plan(runs: Plan) -> None:
     print(yaml.safe_dump(dumped.get("", dumped), sort_keys=False, allow_unicode=True, width=100), end="")
 
 
-def start(runs: Plan, out: Path | None, quiet: bool) -> None:
-    """Carries out a plan in a new folder."""
+def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None) -> None:
+    """Carries out a plan in a new folder; under a budget, which is solved first."""
     folder = out if out is not None else _new_folder(runs)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"The output folder {folder} is a file.")
@@ -132,6 +141,8 @@ def start(runs: Plan, out: Path | None, quiet: bool) -> None:
         )
     if "" not in runs:
         _check(runs)
+        with _stoppable(folder):
+            runs = budgets.solved(runs, budget, quiet)
         _write_plan(runs, folder)
     _carry_out(runs, folder, quiet)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, pstdev, stdev
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pfl_platform.ledger.costs import total
+from pfl_platform.ledger.costs import held, total
 
 if TYPE_CHECKING:
     from pfl_platform.federation.setup import Setup
@@ -139,6 +139,7 @@ def report_of(
     costs: Mapping[str, Mapping[str, float]],
     shared_costs: Mapping[str, float] | None = None,
     tuning: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
@@ -160,6 +161,7 @@ def report_of(
         cost          the clients' costs summed
         shared_cost   the same fields; null where not booked
         tuning        what was tried and chosen on validation samples (`federation.tuning.record`); null without
+        budget        asked and reached (`ledger.costs.held`); null for a run without one
         config        the whole configuration, with the values that were chosen
     """
     last = max(matrix, default=None)
@@ -191,6 +193,7 @@ def report_of(
         "cost": total(entry["cost"] for entry in clients.values()),
         "shared_cost": None if shared_costs is None else total([shared_costs]),
         "tuning": None if tuning is None else dict(tuning),
+        "budget": None if budget is None else dict(budget),
         "config": dict(config),
     }
 
@@ -207,8 +210,9 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
     }
     clients = [client.client_id for client in setup.benchmark.clients]
     shared = [prepared.get("cost"), *(record.get("shared_cost") for record in rounds)]
+    config = setup.config.model_dump(mode="json")
     return report_of(
-        config=setup.config.model_dump(mode="json"),
+        config=config,
         benchmark=setup.benchmark.name,
         backbones={client: setup.backbone_of[client] for client in clients},
         matrix={index: cells for index, cells in scored.items() if cells},
@@ -219,6 +223,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
         },
         shared_costs=total(item for item in shared if item is not None),
         tuning=folder.read_tuning(),
+        budget=held(config["budget"], rounds, prepared.get("cost") or {}) if config["budget"] else None,
     )
 
 
@@ -239,8 +244,8 @@ def over_runs(values: Sequence[float | None]) -> dict[str, Any]:
 def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Groups the results of several runs by setting, in order of first appearance.
 
-    The setting is all of the configuration but the seed, the observers and what was tuned: chosen values may differ
-    from seed to seed. Each group holds:
+    The setting is all of the configuration but the seed, the observers, what a budget was solved from, and what was
+    tuned: chosen values may differ from seed to seed. Each group holds:
 
         label       the configuration's own; else the method, and what tells the group from others of the same method
         published   the mean that a paper reports for it, where the configuration has one
@@ -248,11 +253,12 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         self, others, unseen -> value -> `over_runs` of the runs' means over clients
         min         `over_runs` of the lowest client's Self A_last
         cost        field -> `over_runs` of the sums over clients (of `peak_memory`: the largest)
+        budget      of the first run, with its rounds and local steps, and the means of `reached` and `spent`; or None
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        config = {key: value for key, value in run["config"].items() if key not in ("label", "published")}
+        config = {key: value for key, value in run["config"].items() if key not in ("label", "published", "budget")}
         aside = {"seed", "observers", *(config.get("tune") or ())}
         setting = {key: value for key, value in _leaves(config) if key not in aside}
         name = repr((run["config"].get("label", ""), sorted(setting.items())))
@@ -274,9 +280,19 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             },
             "min": over_runs([run["summary"]["self"]["last"]["min"] for run in members]),
             "cost": {field: over_runs([run["cost"][field] for run in members]) for field in members[0]["cost"]},
+            "budget": _budget(members),
         }
         for name, members in groups.items()
     ]
+
+
+def _budget(members: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    given = [found for run in members if (found := run.get("budget"))]
+    if len(given) < len(members):
+        return None
+    spent = {name: fmean(item["spent"][name] for item in given) for name in given[0]["spent"]}
+    size = {name: members[0][name] for name in ("rounds", "local_steps")}
+    return {**given[0], **size, "reached": fmean(item["reached"] for item in given), "spent": spent}
 
 
 def _labels(groups: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:

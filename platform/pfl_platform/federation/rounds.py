@@ -32,7 +32,7 @@ from pfl_platform.federation.components import (
 from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Share, Task
 from pfl_platform.rng import numpy_rng
 from pfl_platform.training.streams import ClientStream, Epochs, Pooled
-from pfl_platform.training.surfaces import Optim, Statistic
+from pfl_platform.training.surfaces import Optim, Phase, Statistic
 
 T = TypeVar("T")
 
@@ -254,12 +254,27 @@ def base_of(fed: Federation, parts: Parts, progress: Progress, name: str) -> Add
     return None if base is None else base.address
 
 
+def trains(ctx: ClientContext, parts: Parts) -> tuple[Phase, ...]:
+    """What a client trains in its turn: a head that trains goes with every step."""
+    return heads.trained(ctx.fed, ctx.client.client_id, parts.objective.phases(ctx))
+
+
+def measures(ctx: ClientContext, parts: Parts) -> tuple[Statistic, ...]:
+    """What is measured at a client in its turn: for its objective, the aggregator, and the evaluation that is due."""
+    found = parts.objective.statistics(ctx) + parts.aggregator.statistics(ctx, parts.objective)
+    return found + (parts.measured(ctx) if scored_at_once(ctx, parts) else ())
+
+
+def scored_at_once(ctx: ClientContext, parts: Parts) -> bool:
+    """Whether a client is evaluated in its turn, as it has trained."""
+    return evaluated(ctx.fed, ctx.round_index) and parts.recipe().when == "trained"
+
+
 def client_task(fed: Federation, parts: Parts, progress: Progress, client: ClientData, round_index: int) -> Task:
     """One client's turn. The reply is made here, when the client is dispatched."""
     name = client.client_id
     ctx = context(fed, client, round_index)
-    due = evaluated(fed, round_index) and parts.recipe().when == "trained"
-    cells = cells_due(fed, client, round_index) if due else ()
+    cells = cells_due(fed, client, round_index) if scored_at_once(ctx, parts) else ()
     later = bool(heads.borrowed(fed, name, cells, progress.states))  # when the others' heads are trained, too
     return Task(
         actor=name,
@@ -268,10 +283,8 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         backbone=fed.host_of(name),
         state=progress.states[name],
         frozen=fed.frozen.get(fed.host_of(name)),
-        phases=heads.trained(fed, name, parts.objective.phases(ctx)),
-        statistics=parts.objective.statistics(ctx)
-        + parts.aggregator.statistics(ctx, parts.objective)
-        + (parts.measured(ctx) if due else ()),
+        phases=trains(ctx, parts),
+        statistics=measures(ctx, parts),
         up=(parts.up if parts.objective.uploads(ctx) else ()) + heads.shares(fed, name),
         send=parts.objective.send,
         others=parts.beside(fed),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,3 +42,50 @@ def total(costs: Iterable[Cost | Mapping[str, Any]]) -> dict[str, float]:
             value = fields.get(name, 0)
             result[name] = max(result[name], value) if name == "peak_memory" else result[name] + value
     return result
+
+
+QUANTITIES: Mapping[str, tuple[str, ...]] = {
+    "steps": ("steps",),
+    "flops": ("flops",),
+    "bytes": ("up_payload", "down_payload"),
+    "seconds": ("train_seconds",),
+}
+"""What runs can be held to, and the fields of `Cost` that it is the sum of."""
+
+
+def amount(cost: Mapping[str, Any], quantity: str) -> float:
+    """One quantity of a cost.
+
+    >>> amount({"up_payload": 30, "down_payload": 10, "flops": 7.0}, "bytes")
+    40
+    """
+    found: float = sum(cost.get(field, 0) for field in QUANTITIES[quantity])
+    return found
+
+
+def spent(records: Iterable[Mapping[str, Any]], quantity: str) -> float:
+    """What the rounds of a run took, from their records: all clients, and for everything but `steps` what the server
+    trained and exchanged in them. Neither what came before round 0 nor the answering of questions is in it."""
+    result = 0.0
+    for record in records:
+        result += sum(amount(entry["cost"], quantity) for entry in record["clients"].values())
+        result += amount(record.get("shared_cost") or {}, quantity) if quantity != "steps" else 0
+    return result
+
+
+def held(budget: Mapping[str, Any], records: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What `results.json` says of a run's budget. before: the cost of what came before round 0.
+
+    name, quantity, method, asked, expected: as the run was given them (`config.Budget`). reached: the ledger's sum over
+    the rounds. deviation: of that from what was asked, in per cent. before: the same quantity before round 0, which is
+    part of none of these. spent: steps, flops, bytes and seconds of the rounds.
+    """
+    quantity = budget["quantity"]
+    sums = {name: spent(records, name) for name in QUANTITIES}
+    return {
+        **budget,
+        "reached": sums[quantity],
+        "deviation": 100 * (sums[quantity] / budget["asked"] - 1),
+        "before": amount(before, quantity),
+        "spent": sums,
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from pfl_platform.evaluation.matrix import KINDS, mean, summarise
-from pfl_platform.report.units import byte_text, score_text, spread_text, time_text
+from pfl_platform.report.units import amount_text, byte_text, percent_text, score_text, spread_text, time_text
 from pfl_platform.tuning import label
 
 Results: TypeAlias = Mapping[str, Any]
@@ -81,7 +81,7 @@ def client_grid(results: Results) -> Grid:
         f"{byte_text(cost['down_payload'])} down, serialised {byte_text(cost['up_wire'])} and "
         f"{byte_text(cost['down_wire'])}.",
     )
-    notes += tuned(results)
+    notes += tuned(results) + held(results)
     epochs = results["config"].get("local_epochs", 0)
     amount = _count(epochs, "local epoch") if epochs else _count(results["local_steps"], "local step")
     title = (
@@ -116,6 +116,20 @@ def tuned(results: Results) -> tuple[str, ...]:
     )
 
 
+def held(results: Results) -> tuple[str, ...]:
+    """The budget of a run: asked and reached."""
+    found = results.get("budget")
+    if not found:
+        return ()
+    quantity = found["quantity"]
+    before = f" Before round 0: {amount_text(found['before'], quantity)} more." if found["before"] else ""
+    return (
+        f"Budget '{found['name']}', from '{found['method']}': {quantity} asked "
+        f"{amount_text(found['asked'], quantity)}, reached {amount_text(found['reached'], quantity)} "
+        f"({percent_text(found['deviation'])}).{before}",
+    )
+
+
 def compare_grid(results: Sequence[Results]) -> Grid:
     """Several runs: a row per method (or setting), with mean and deviation over its seeds."""
     groups = summarise(results)
@@ -142,14 +156,60 @@ def compare_grid(results: Sequence[Results]) -> Grid:
         costs(("bytes", "up"), "up_payload", byte_text),
         costs(("bytes", "down"), "down_payload", byte_text),
         costs(("", "time"), "seconds", time_text),
+        *_budgets(groups),
     )
     seeds = sorted({seed for group in groups for seed in group["seeds"]})
-    notes = (
+    notes: tuple[str, ...] = (
         f"Means over clients, then mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}.",
         "Minimum: A_last of the lowest client. Gain: A_last over no training. Bytes (payload) and time: per client.",
     )
+    notes += _of_budgets(groups)
     benchmarks = dict.fromkeys(group["benchmark"] for group in groups)
     return Grid(f"{_count(len(results), 'run')} on {', '.join(benchmarks)}", columns, 0, notes)
+
+
+def _budgets(groups: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """What runs were given, and what they took: over what was asked, and over the run that the others are held to."""
+    given = [group["budget"] for group in groups]
+    if not any(given):
+        return ()
+
+    def column(head: tuple[str, str], text: Callable[[Mapping[str, Any]], str]) -> Column:
+        return Column("costs", head, tuple("-" if item is None else text(item) for item in given))
+
+    def beyond_first(item: Mapping[str, Any], quantity: str) -> str:
+        firsts = [
+            group["budget"]["spent"][quantity]
+            for group in groups
+            if group["method"] == item["method"] and group["budget"] and group["budget"]["asked"] == item["asked"]
+        ]
+        return percent_text(100 * (item["spent"][quantity] / firsts[0] - 1) if firsts and firsts[0] else None)
+
+    flops = any(item["quantity"] != "flops" for item in given if item)
+    return (
+        column(("budget", "rounds x steps"), lambda item: f"{item['rounds']} x {item['local_steps']}"),
+        column(("budget", "asked"), lambda item: amount_text(item["asked"], item["quantity"])),
+        column(("budget", "reached"), lambda item: amount_text(item["reached"], item["quantity"])),
+        column(("over", "asked"), lambda item: percent_text(100 * (item["reached"] / item["asked"] - 1))),
+        column(("over", "first"), lambda item: beyond_first(item, item["quantity"])),
+        *([column(("FLOPs", "over first"), lambda item: beyond_first(item, "flops"))] if flops else ()),
+    )
+
+
+def _of_budgets(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the columns of budgets mean."""
+    given = {(group["budget"]["name"], group["budget"]["method"]) for group in groups if group["budget"]}
+    before = [
+        f"{group['label']} {amount_text(group['budget']['before'], group['budget']['quantity'])}"
+        for group in groups
+        if group["budget"] and group["budget"]["before"]
+    ]
+    return tuple(
+        f"Budget '{name}', of all clients over all rounds: asked is what '{method}' was measured to take beforehand, "
+        "reached what the ledger of the finished run says."
+        + (f" Before round 0, and in no budget: {', '.join(before)}." if before else "")
+        for name, method in sorted(given)
+    )
 
 
 def _beyond_self(measured: Iterable[float | None]) -> list[tuple[str, str, str]]:

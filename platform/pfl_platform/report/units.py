@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_PREFIXES = ("B", "kB", "MB", "GB", "TB", "PB")
+_PREFIXES = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 
 
 def byte_text(count: float | None) -> str:
@@ -62,3 +62,28 @@ def spread_text(mean: float | None, std: float | None, *, sign: bool = False) ->
     """
     text = score_text(mean, sign=sign)
     return text if mean is None or std is None else f"{text} ± {std:.2f}"
+
+
+def amount_text(value: float | None, quantity: str) -> str:
+    """An amount of steps, flops, bytes or seconds.
+
+    >>> amount_text(2_000, "steps"), amount_text(1.5e12, "flops"), amount_text(3e6, "bytes"), amount_text(83, "seconds")
+    ('2,000 steps', '1.50 TFLOP', '3.00 MB', '1 min 23 s')
+    """
+    if value is None:
+        return "-"
+    if quantity == "steps":
+        return f"{value:,.0f} step{'' if value == 1 else 's'}"
+    if quantity == "flops":
+        number, _, prefix = byte_text(value).partition(" ")
+        return f"{number} {prefix.removesuffix('B')}FLOP"
+    return byte_text(value) if quantity == "bytes" else time_text(value)
+
+
+def percent_text(value: float | None) -> str:
+    """A deviation in per cent.
+
+    >>> percent_text(-1.26), percent_text(0.0), percent_text(None)
+    ('-1.3 %', '+0.0 %', '-')
+    """
+    return "-" if value is None else f"{round(value, 1) + 0.0:+.1f} %"
