@@ -297,12 +297,12 @@ def _due(fed: Federation, parts: Parts, index: int) -> bool:
 
 
 def _between(probe: Probe) -> list[int]:
-    """A round in the middle of two of which the server trained in one alone: it may stop after some round."""
+    """A round between two of which the server trained in one alone: it may begin late, or stop after some round."""
     known = sorted(probe._rest)
     for early, late in pairwise(known):
         trained = [any(turn.whole for turn in probe._rest[number]) for number in (early, late)]
-        if early > 0 and late - early > 1 and trained[0] != trained[1]:
-            return [(early + late) // 2]
+        if late - early > 1 and trained[0] != trained[1]:
+            return [(early + late) // 2 if early else 1]  # what only the first round lacks is common
     return []
 
 
