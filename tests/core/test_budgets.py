@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,9 +107,8 @@ class TestProbe:
     @pytest.mark.parametrize(
         ("method", "settings"),
         [
-            ("fedmosaic", ("objective.every=5", "adapter.blocks=2")),  # a sketch at two of eight steps
+            ("fedmosaic", ("aggregator.every=5", "adapter.blocks=2")),  # a sketch at two of eight steps
             ("feddpa", ()),  # two phases of a half each
-            ("perada", ("aggregator.rounds=2", "aggregator.keep=last", "public.size=4", "rounds=5")),  # then it stops
             ("fedit", ("cohort=2", "rounds=4")),
         ],
     )
@@ -138,6 +138,21 @@ class TestProbe:
         assert not any(task.score for task in executed)
         assert {phase.amount for task in executed for phase in task.phases} == {probes.STEPS}
         assert len(executed) == 2 * 3 * 3  # three clients in the first, the middle and the last round
+
+    @pytest.mark.parametrize(("begins", "stops"), [(0, 7), (1, 20), (3, 20)])
+    def test_rounds_of_which_the_server_trains_in_some(self, begins: int, stops: int) -> None:
+        """The first and the last round in which it does, and their neighbours in which it does not, are found."""
+        probe = Probe(None, None)  # type: ignore[arg-type]
+        waiting = [0, 10, 19]
+        while waiting:
+            index = waiting.pop(0)
+            whole = {("step", "distil"): 1} if begins <= index < stops else {}
+            probe._rest[index] = [SimpleNamespace(whole=whole)]  # type: ignore[list-item]
+            waiting = waiting or probes._between(probe)
+        assert len(probe._rest) <= 8
+        assert begins in probe._rest
+        assert max(begins - 1, 0) in probe._rest
+        assert {stops - 1, min(stops, 19)} <= set(probe._rest)
 
     def test_seconds_by_kind_of_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = iter([0.0, 1.0, 1.0, 2.0, 5.0, 5.0, 6.0, 6.0])
@@ -210,7 +225,7 @@ class TestCommand:
         self, federation: Federation, quick: tuple[str, ...], pfl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         words = ["run", *quick, "--plugin=sft", "--compare=ditto", "--benchmark", str(federation(**TWO))]
-        words += ["--budget=flops", "--rounds=4", "--local-steps=4", *PLAIN]
+        words += ["--budget=flops", "--rounds=2", "--local-steps=2", *PLAIN]
         entry = [sys.executable, "-c", "import sys; from pfl_platform.cli import main; sys.exit(main())"]
         process = subprocess.Popen([*entry, *words, "--out", str(tmp_path / "killed")], env=dict(os.environ))
         while not (tmp_path / "killed" / "sft" / "rounds" / "0000.json").exists():

@@ -133,6 +133,7 @@ def test_the_whole_report() -> None:
         "cost",
         "shared_cost",
         "tuning",
+        "budget",
         "config",
     ]
     assert (found["method"], found["seed"], found["evaluated"]) == ("mine", 3, [5, 10])
