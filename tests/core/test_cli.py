@@ -147,13 +147,13 @@ class TestListAndShow:
         assert main(["list", "postprocessors", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == []
 
-    def test_show_a_method_and_the_objective_of_the_same_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_show_a_method_and_what_it_is_made_of(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["show", "fedmosaic", "--json"]) == 0
         cards = {card["kind"]: card for card in json.loads(capsys.readouterr().out)}
-        assert set(cards) == {"method", "objective"}
+        assert set(cards) == {"method", "objective", "aggregator", "adapter"}
         assert cards["method"]["settings"]["aggregator"] == "rela"
         assert cards["method"]["citation"].startswith("Seo et al.")
-        options = {row["option"]: row for row in cards["objective"]["options"]}
+        options = {row["option"]: row for kind in ("objective", "aggregator") for row in cards[kind]["options"]}
         assert options["every"]["default"] == 10
         assert options["alignment.b"]["type"].startswith("cca | ")
         assert main(["show", "fedmosaic"]) == 0

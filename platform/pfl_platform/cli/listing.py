@@ -15,7 +15,7 @@ from pfl_platform.errors import UserError, nearest
 from pfl_platform.hookspecs import KINDS
 from pfl_platform.plugins import Plugin, PluginManager, available
 from pfl_platform.recipes import ABOUT, method_file, recipes
-from pfl_platform.settings import read
+from pfl_platform.settings import COMPONENTS, read
 from pfl_platform.validation import section_of
 
 
@@ -48,8 +48,10 @@ def list_kind(kind: str, as_json: bool) -> None:
 
 
 def show(name: str, as_json: bool) -> None:
-    """Prints every plugin and recipe of that name: where it comes from, what it composes, its options."""
+    """Prints every plugin and recipe of that name: where it comes from, what it composes, its options. Of a method also
+    its components."""
     found = [plugins[name] for kind in KINDS if name in (plugins := available(kind))]
+    found += [part for plugin in found if plugin.kind == "method" for part in _parts(plugin) if part not in found]
     files = recipes().get(name, [])
     if not found and not files:
         known = {plugin for kind in KINDS for plugin in available(kind)} | set(recipes())
@@ -64,6 +66,13 @@ def show(name: str, as_json: bool) -> None:
         if index:
             print()
         _print_card(card)
+
+
+def _parts(method: Plugin) -> list[Plugin]:
+    """The plugins that a method's recipe names as its components."""
+    written = read(method_file(method))
+    named = {kind: value.get("name") if isinstance(value, Mapping) else value for kind, value in written.items()}
+    return [available(kind)[name] for kind in COMPONENTS if (name := named.get(kind)) in available(kind)]
 
 
 def _row(plugin: Plugin) -> dict[str, str]:
