@@ -30,3 +30,28 @@ def test_equal_weights_are_an_option_and_who_is_absent_weighs_nothing(tmp_path: 
     (present,) = rounds.outcomes
     same = ("a", "b") if present in ("a", "b") else ("c",)
     assert rounds.progress.server.report["weights"] == {name: {present: 1.0} for name in same}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("fedit", ()),
+        ("nbs", ()),
+        ("fedet", ("aggregator.server=group_average",)),
+        ("perada", ("aggregator.epochs=1", "public.size=8")),
+    ],
+)
+def test_shared_params_reach_a_backbone_of_which_nobody_took_part(
+    method: str, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    """P and Q mean the same everywhere, so whoever joins late starts from what the others have made of them."""
+    changes = {"cohort": 1, "adapter": "pqlora", **dict(item.split("=") for item in settings)}
+    rounds = federating(tmp_path, method)(clients=3, **changes).go()
+    (present,) = [name for name in rounds.outcomes if name in ("a", "b", "c")]
+    absent = "c" if present in ("a", "b") else "a"
+    sent = {key: value for key, value in rounds.sent(present).items() if "/block" in key}
+    found = {key: value for key, value in rounds.reply(absent).items() if not key.startswith("local/")}
+    shared = [key for key in sent if not key.startswith("local/")]
+    assert shared
+    assert sorted(found) == sorted(shared)
+    assert all(torch.equal(found[key], sent[key]) for key in shared)

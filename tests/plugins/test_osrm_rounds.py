@@ -45,6 +45,7 @@ def test_a_frozen_A_stays() -> None:
     ("sets", "sentence"),
     [
         (("aggregator=fedavg",), "'fedavg' averages A and B separately"),
+        (("aggregator=nbs",), "'nbs' averages A and B separately"),
         (("aggregator.space=ab",), "'task-arithmetic' averages A and B separately"),
         (("aggregator.relora=true",), "would count it twice; set rounds=1"),
         (("adapter=pqlora",), "Osrm works with the adapters lora"),

@@ -114,7 +114,9 @@ def test_barrier_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench("potara", tmp_path_factory.mktemp("potara"), BACKBONES, ["backbone_options.init=0"], rounds=3)
+    """Samples are drawn by use counts, so that a second phase would notice what the first has used."""
+    settings = ["backbone_options.init=0", "stream.sampler=least_used"]
+    return Bench("potara", tmp_path_factory.mktemp("potara"), BACKBONES, settings, rounds=3)
 
 
 @pytest.fixture(scope="module")

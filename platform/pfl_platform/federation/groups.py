@@ -5,7 +5,7 @@ This is what lets every method that averages weights run on mixed backbones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -66,13 +66,22 @@ def average(fed: Federation, former: dict[str, Address], updates: Updates, *, ex
         return addresses
     everyone = list(updates)
     common = mean(everyone, sizes(everyone, examples=examples), EVERYBODY)
-    present = sorted({update.backbone for update in everyone})
-    for backbone in present:
+    present = {update.backbone for update in everyone}
+    for backbone in sorted(present):
         group = [update for update in everyone if update.backbone == backbone]
         own: Tensors = mean(group, sizes(group, examples=examples), GROUP)
         addresses[backbone] = fed.store.put({**own, **common})
+    return handed_on(fed, addresses, common, present)
+
+
+def handed_on(
+    fed: Federation, addresses: Mapping[str, Address], common: Tensors, present: Collection[str]
+) -> dict[str, Address]:
+    """The messages by backbone, with the params that mean the same everywhere also in those of backbones of which no
+    client took part, whether they have had one before or not."""
+    found = dict(addresses)
     if common:
         for backbone in sorted(set(fed.backbones) - set(present)):
-            had = fed.store.get(addresses[backbone]) if backbone in addresses else {}
-            addresses[backbone] = fed.store.put({**had, **common})
-    return addresses
+            had = fed.store.get(found[backbone]) if backbone in found else {}
+            found[backbone] = fed.store.put({**had, **common})
+    return found

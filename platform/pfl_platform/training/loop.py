@@ -100,7 +100,8 @@ def _run_phase(
         actor.driver.open(name, chosen, step.optim, kept)
         for name, chosen, step in zip(names, params, phase.steps, strict=True)
     ]
-    source = phase.data.open({**kept, **result.private})  # use counts go on from the phase before
+    # A phase that goes on in the data goes on in its use counts; one that starts where others did sees what they saw.
+    source = phase.data.open({**kept, **result.private} if phase.first else kept)
     losses = result.losses.setdefault(phase.name, [])
     for index in range(phase.amount):
         samples = source.batch(phase.first + index)

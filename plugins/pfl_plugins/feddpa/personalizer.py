@@ -40,8 +40,9 @@ class InstanceWeights(Personalizer):
     def statistics(self, ctx: ClientContext, objective: Objective) -> tuple[Statistic, ...]:
         if self.config.weights == "static":
             return ()
-        rows = ctx.fed.config.training.batch_size
-        return (OwnQuestions(self.config.instances, ctx.source, math.ceil(self.config.instances / rows)),)
+        batches = math.ceil(self.config.instances / ctx.fed.config.training.batch_size)
+        # Never more than the round has: later batches are of data that has not arrived.
+        return (OwnQuestions(self.config.instances, ctx.source, min(batches, ctx.local_steps)),)
 
     def recipe(self, objective: Objective) -> InferenceRecipe:
         if not isinstance(objective, FedDPA):

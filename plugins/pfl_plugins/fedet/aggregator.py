@@ -15,7 +15,7 @@ from pfl_platform.distillation.public import PublicSet, check_matching, learning
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.distillation.vocabularies import width
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean_for, of_backbone, sizes
+from pfl_platform.federation.groups import EVERYBODY, handed_on, mean, mean_for, of_backbone, sizes
 from pfl_platform.federation.tasks import Program
 from pfl_platform.training.surfaces import Loss, View
 from pfl_plugins.fedet.config import Config
@@ -61,6 +61,8 @@ class FedET(Aggregator):
         found = by_backbone(fed, everyone)
         for name in found:
             addresses[name] = fed.store.put(Keys(f"{SLOT}/*").of(mean_for(name, everyone, weights)))
+        common = Keys(f"{SLOT}/*").of(mean(everyone, weights, EVERYBODY)) if found else {}
+        addresses = handed_on(fed, addresses, common, found)
         if not found or self.config.server == "group_average":
             return ServerState(addresses)
         exchange = Exchange(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,9 @@ class Config(BaseModel):
         "hard", description="start from the global adapter, stay near its params, or near its outputs"
     )
     beta: float = Field(0.5, ge=0, le=1, description="strength: (1 - beta) L_SFT + beta L_REG; not used by hard")
-    betas: dict[str, float] = Field(default_factory=dict, description="client id -> its own beta, instead of `beta`")
+    betas: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="client id -> its own beta, instead of `beta`"
+    )
     adjust: Literal["fixed", "cosine", "sar"] = Field(
         "fixed", description="beta as it is, or times the client's similarity to the global adapter"
     )

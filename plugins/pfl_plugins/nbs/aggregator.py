@@ -9,12 +9,10 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates, combine
-from pfl_platform.federation.groups import of_backbone
+from pfl_platform.federation.groups import EVERYBODY, GROUP, handed_on, of_backbone
 from pfl_platform.federation.tasks import Address, Program
 from pfl_plugins.nbs.config import Config
 from pfl_plugins.nbs.equations import gram, shares
-
-EVERYBODY, GROUP = Keys("*/block*"), Keys("*/layer*")
 
 
 class NashBargaining(Aggregator):
@@ -22,7 +20,7 @@ class NashBargaining(Aggregator):
     the clients of a backbone, and among all for params that mean the same everywhere.
 
     State: per backbone, the address of G under the keys that were sent. A backbone of which no client took part keeps
-    what it had.
+    what it had, but for the params that mean the same everywhere.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,10 +41,8 @@ class NashBargaining(Aggregator):
             group = [update for update in updates if update.backbone == backbone]
             own = self._bargained(fed, state, group, GROUP, backbone, report)
             addresses[backbone] = fed.store.put({**own, **everybody})
-        if everybody:
-            for backbone in set(addresses) - {update.backbone for update in updates}:
-                addresses[backbone] = fed.store.put({**fed.store.get(addresses[backbone]), **everybody})
-        return ServerState(addresses, {}, report)
+        present = {update.backbone for update in updates}
+        return ServerState(handed_on(fed, addresses, everybody, present), {}, report)
 
     def _bargained(
         self,
@@ -78,11 +74,13 @@ class NashBargaining(Aggregator):
     def _before(
         self, fed: Federation, state: ServerState, update: Update, sent: Tensors, keys: Keys
     ) -> Mapping[str, Tensor]:
-        if update.backbone in state.tensors:
-            return fed.store.get(state.tensors[update.backbone], keys)
+        known = fed.store.get(state.tensors[update.backbone], keys) if update.backbone in state.tensors else {}
+        if sent.keys() <= known.keys():
+            return known
         adapter, host = fed.adapter_of(update.client_id), fed.load(fed.host_of(update.client_id))
         slots = sorted({key.partition("/")[0] for key in sent})
-        return {key: value for slot in slots for key, value in adapter.initial(host, slot, fed.seed).items()}
+        start = {key: value for slot in slots for key, value in adapter.initial(host, slot, fed.seed).items()}
+        return {**start, **known}
 
     def reply(self, fed: Federation, state: ServerState, client_id: str) -> dict[str, Tensor]:
         found = of_backbone(fed, state, client_id)

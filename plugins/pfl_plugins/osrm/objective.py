@@ -17,7 +17,7 @@ from pfl_plugins.osrm.config import Config
 from pfl_plugins.osrm.starts import neighbours, picked, received, sites_of, starts
 
 LOCAL = "local"
-FACTORWISE = ("fedavg", "fisher")
+FACTORWISE = ("fedavg", "fisher", "hetlora", "nbs")
 """Aggregators that average A and B separately unless their option `space` says otherwise."""
 
 

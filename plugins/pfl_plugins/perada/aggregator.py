@@ -14,7 +14,7 @@ from pfl_platform.distillation.predictions import Predicted
 from pfl_platform.distillation.public import PublicSet, check_matching, learning, mixed
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean_for, of_backbone, sizes
+from pfl_platform.federation.groups import EVERYBODY, handed_on, mean, mean_for, of_backbone, sizes
 from pfl_platform.federation.tasks import Address, Program, Task
 from pfl_plugins.perada.config import ServerConfig
 from pfl_plugins.perada.equations import parts
@@ -71,7 +71,8 @@ class PerAda(Aggregator):
                     "kept": student.found.index((distance, kept)),
                 }
         addresses = {**state.tensors, **{name: fed.store.put(tensors) for name, tensors in averages.items()}}
-        return ServerState(addresses, report={"distillation": report})
+        common = mean(everyone, weights, EVERYBODY) if averages else {}
+        return ServerState(handed_on(fed, addresses, common, averages), report={"distillation": report})
 
     def _distilled(
         self, fed: Federation, averages: Mapping[str, dict[str, Tensor]], updates: Sequence[Update], round_index: int

@@ -9,7 +9,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Blend, InferenceRecipe
-from pfl_platform.federation.components import ClientContext, Objective, Personalizer
+from pfl_platform.federation.components import ClientContext, Needs, Objective, Personalizer
 from pfl_platform.lowrank.decompose import truncate
 from pfl_platform.lowrank.deltas import Delta, weighted_sum
 from pfl_platform.training.surfaces import Statistic
@@ -25,6 +25,11 @@ class Merge(Personalizer):
 
     def __init__(self, config: MergeConfig) -> None:
         self.config = config
+
+    @property
+    def needs(self) -> Needs:
+        """Deltas are merged as `B A`; whatever else an adapter has would be left out."""
+        return Needs(adapters=("lora",) if self.config.space == "delta" else ())
 
     def statistics(self, ctx: ClientContext, objective: Objective) -> tuple[Statistic, ...]:
         return (Gradients(ctx, self.config),) if self.config.weights == "closed_form" else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,9 @@ class Config(BaseModel):
     top_k: int = Field(128, ge=0, description="tokens that a prediction names; 0: the whole vocabulary")
     temperature: float = Field(3.0, gt=0, description="T of the distillation")
     self_weight: float = Field(0.01, ge=0, description="strength of the self-regularisation; 0: none")
-    self_weights: dict[str, float] = Field(default_factory=dict, description="backbone -> its own strength")
+    self_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="backbone -> its own strength"
+    )
     self_temperature: float = Field(20.0, gt=0, description="T of the self-regularisation")
     ensemble: Literal["logits", "probabilities"] = Field("logits", description="mean of a prototype's clients")
     tail: Literal["rest", "drop"] = Field(
