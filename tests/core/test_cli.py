@@ -68,6 +68,10 @@ class TestRefusals:
             (["run", "--plugin", "sft", "--backbone", "tiny-lama-s"], "Did you mean 'tiny-llama-s'?"),
             (["run", "--plugin", "sft", "--set", "rounds=0"], "The setting 'rounds' cannot be 0 (from --set)"),
             (["run", "--plugin", "sft", "--rounds", "0"], "The setting 'rounds' cannot be 0 (from the command line)"),
+            (
+                ["run", "--plugin", "ditto", "--set", "objective.lam=-1", "--print-config"],
+                "option 'lam' of the objective 'ditto'",
+            ),
             (["run", "--plugin", "sft", "--seeds", "0,x"], "'0,x' of --seeds is not a list of whole numbers"),
             (
                 ["run", "--plugin", "sft", "--compare", "fedti"],

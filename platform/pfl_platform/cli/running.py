@@ -23,7 +23,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
-from pfl_platform.settings import assignment, read
+from pfl_platform.settings import COMPONENTS, assignment, read
 from pfl_platform.store.atomic import write_atomic
 from pfl_platform.validation import explain
 
@@ -124,7 +124,12 @@ def _plan(resolver: Resolver, request: Request, compare: Sequence[str], seeds: S
 
 
 def print_plan(runs: Plan) -> None:
-    """The configurations as YAML, which is again a recipe when there is one."""
+    """The configurations as YAML, a recipe again when there is one. Options are checked, data and weights are not."""
+    manager = PluginManager()
+    for config in runs.values():
+        for kind in COMPONENTS:
+            if (choice := getattr(config, kind)) is not None:
+                manager.make(kind, choice.name, choice.options)
     dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
     print(yaml.safe_dump(dumped.get("", dumped), sort_keys=False, allow_unicode=True, width=100), end="")
 
