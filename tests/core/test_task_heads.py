@@ -151,6 +151,15 @@ def test_private_heads_are_trained_and_never_travel(tmp_path: Path, tasks: Seen)
     assert same(HEADS.of(folder.store.get(begun.state)), first)
 
 
+@pytest.mark.parametrize(("policy", "keeps"), [("private", True), ("shared", False)])
+def test_moments_survive_of_what_no_download_replaces(policy: str, keeps: bool, tmp_path: Path) -> None:
+    """FedIT's adapter comes down in every round, and a shared head does; a private head goes on."""
+    state = states(run(tmp_path / "run", config(heads=policy)))["a"]
+    moments = {key for key in state if key.startswith("moments/") and not key.endswith("count")}
+    assert bool(moments) == keeps
+    assert all("head/" in key for key in moments)
+
+
 def test_another_clients_task_is_answered_with_that_ones_head(tmp_path: Path) -> None:
     """What a person would do: a's adapter, b's classifier as it is after the last round, b's test items."""
     folder = run(tmp_path / "run", config("sft"))

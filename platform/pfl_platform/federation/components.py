@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,6 +154,11 @@ class ClientContext:
         and adapter are the same. Drawn from the run's seed, or from another."""
         backbone, seed = self.fed.load(self.backbone), self.fed.seed if seed is None else seed
         return {key: value for slot in slots for key, value in self.adapter.initial(backbone, slot, seed).items()}
+
+    def afresh(self, *slots: str) -> Optim:
+        """The run's optimiser for slots that a download replaces: their moments do not survive the round; those of a
+        task head beside them do."""
+        return replace(self.optim, reset=Keys(*(f"{slot}/*" for slot in slots)))
 
     def phase(
         self, *steps: Step, name: str = "local", amount: int | None = None, first: int = 0, after: After | None = None

@@ -22,7 +22,7 @@ from pfl_platform.evaluation.surfaces import Cell
 from pfl_platform.federation.components import Federation, Update, Updates, combine
 from pfl_platform.federation.tasks import Address, Cost, Outcome, Share
 from pfl_platform.ledger.costs import total
-from pfl_platform.training.surfaces import Phase
+from pfl_platform.training.surfaces import Phase, Step
 
 Receive = Callable[[dict[str, Tensor], Tensors], Mapping[str, Tensor]]
 
@@ -37,19 +37,19 @@ def initial(fed: Federation, client_id: str) -> dict[str, Tensor]:
 
 
 def trained(fed: Federation, client_id: str, phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """An objective's phases, with the head's keys in every step."""
+    """An objective's phases, with the head's keys in every step. Moments of a shared head, which comes down anew, do
+    not survive; those of a private one do, as far as the step keeps any."""
     if fed.config.heads == "frozen" or not has_head(fed, fed.backbone_of[client_id]):
         return tuple(phases)
-    return tuple(
-        replace(
-            phase,
-            steps=tuple(
-                replace(step, train=Keys(*step.train.patterns, *HEADS.patterns)) if step.train.patterns else step
-                for step in phase.steps
-            ),
-        )
-        for phase in phases
-    )
+
+    def with_head(step: Step) -> Step:
+        if not step.train.patterns:
+            return step
+        lost = HEADS.patterns if fed.config.heads == "shared" else ()
+        optim = replace(step.optim, reset=Keys(*step.optim.reset.patterns, *lost))
+        return replace(step, train=Keys(*step.train.patterns, *HEADS.patterns), optim=optim)
+
+    return tuple(replace(phase, steps=tuple(map(with_head, phase.steps))) for phase in phases)
 
 
 def shares(fed: Federation, client_id: str) -> tuple[Share, ...]:

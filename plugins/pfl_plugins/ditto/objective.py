@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -43,10 +42,8 @@ class Ditto(Objective):
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         adapter = ctx.adapter
         lam = self.config.lams.get(ctx.client.client_id, self.config.lam)
-        everybody = Step(
-            adapter.trainable(GLOBAL), answers_under({GLOBAL: 1.0}), replace(ctx.optim, moments="reset"), name="global"
-        )
-        optim = replace(ctx.optim, moments="reset" if self.config.official_leak else ctx.optim.moments)
+        everybody = Step(adapter.trainable(GLOBAL), answers_under({GLOBAL: 1.0}), ctx.afresh(GLOBAL), name="global")
+        optim = ctx.afresh(LOCAL) if self.config.official_leak else ctx.optim
         own = Step(adapter.trainable(LOCAL), answers_under(self.mix), optim, near(lam), "local")
         return (ctx.phase(everybody, own),)
 

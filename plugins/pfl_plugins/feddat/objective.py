@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class FedDAT(Objective):
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         adapter = ctx.adapter
-        shared = Step(adapter.trainable(GLOBAL), self.shared_loss, replace(ctx.optim, moments="reset"), name="shared")
+        shared = Step(adapter.trainable(GLOBAL), self.shared_loss, ctx.afresh(GLOBAL), name="shared")
         teacher = Step(adapter.trainable(LOCAL), self.teacher_loss, ctx.optim, name="teacher")
         return (ctx.phase(shared, teacher),)
 

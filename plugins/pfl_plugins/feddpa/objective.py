@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -85,9 +84,8 @@ class FedDPA(Objective):
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         adapter, config, total = ctx.adapter, self.config, ctx.local_steps
-        alone = Step(adapter.trainable(GLOBAL), answers_under({GLOBAL: 1.0}), replace(ctx.optim, moments="reset"))
-        keeps = "reset" if config.official_leak else ctx.optim.moments
-        optim = replace(ctx.optim, moments=keeps)
+        alone = Step(adapter.trainable(GLOBAL), answers_under({GLOBAL: 1.0}), ctx.afresh(GLOBAL))
+        optim = ctx.afresh(LOCAL) if config.official_leak else ctx.optim
         if config.variant == "F":
             if self.tuning(ctx) < 0:  # so far the personal model is the global one
                 return (ctx.phase(alone, name="global", after=copied),)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Mix, Slot
@@ -41,8 +39,7 @@ class FedIT(Objective):
         return {SLOT: 1.0}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        optim = replace(ctx.optim, moments="reset")
-        return (ctx.phase(Step(ctx.adapter.trainable(SLOT), answers_under(self.mix), optim)),)
+        return (ctx.phase(Step(ctx.adapter.trainable(SLOT), answers_under(self.mix), ctx.afresh(SLOT))),)
 
 
 class FedAvg(Aggregator):

@@ -63,8 +63,7 @@ class TwoParts(Objective):
 
     def optim(self, ctx: ClientContext) -> Optim:
         """Moments of what a download replaces do not survive."""
-        replaced = (GLOBAL, LOCAL) if self.config.official_leak else (GLOBAL,)
-        return replace(ctx.optim, reset=Keys(*(f"{slot}/*" for slot in replaced)))
+        return ctx.afresh(GLOBAL, LOCAL) if self.config.official_leak else ctx.afresh(GLOBAL)
 
 
 class FedSim(TwoParts):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pfl_platform.adapters.surfaces import Keys, Mix, Slot
 from pfl_platform.federation.components import ClientContext, Needs, Objective
 from pfl_platform.federation.tasks import Share, shares_of
@@ -33,5 +31,4 @@ class FfaLora(Objective):
         return {SLOT: 1.0}
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
-        optim = replace(ctx.optim, moments="reset")
-        return (ctx.phase(Step(Keys(f"{SLOT}/*/B"), answers_under(self.mix), optim)),)
+        return (ctx.phase(Step(Keys(f"{SLOT}/*/B"), answers_under(self.mix), ctx.afresh(SLOT))),)

@@ -45,7 +45,7 @@ class ByNorm(Aggregator):
         yield from ()
         addresses: dict[str, Address] = dict(state.tensors)
         ranks: dict[str, int] = dict(state.meta.get("ranks", {}))
-        weights: dict[str, float] = {}
+        weights: dict[str, dict[str, float]] = {}
         for backbone in sorted({update.backbone for update in updates}):
             group = [update for update in updates if update.backbone == backbone]
             tensors = [update.tensors(FACTORS) for update in group]
@@ -53,9 +53,12 @@ class ByNorm(Aggregator):
             former = fed.store.get(addresses[backbone]) if backbone in addresses else {}
             by_module = self._weights(group, tensors)
             addresses[backbone] = fed.store.put(merged(tensors, by_module, former))
-            for k, update in enumerate(group):
-                weights[update.client_id] = sum(row[k] for row in by_module.values()) / len(by_module)
-        return ServerState(addresses, {"ranks": ranks}, {"ranks": ranks, "mean_weights": weights})
+            shares = {
+                update.client_id: sum(row[k] for row in by_module.values()) / len(by_module)
+                for k, update in enumerate(group)
+            }
+            weights |= {name: shares for name, own in fed.backbone_of.items() if own == backbone}
+        return ServerState(addresses, {"ranks": ranks}, {"ranks": ranks, "weights": weights})
 
     def _weights(self, group: Sequence[Update], tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, list[float]]:
         """Module -> the clients' weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ class HetLora(Objective):
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         penalty = self.tail_weight if self.config.lam > 0 else None
-        step = Step(ctx.adapter.trainable(SLOT), answers_under(self.mix), replace(ctx.optim, moments="reset"), penalty)
+        step = Step(ctx.adapter.trainable(SLOT), answers_under(self.mix), ctx.afresh(SLOT), penalty)
         return (ctx.phase(step, after=self.pruned),)
 
     def start(self, refs: Tensors) -> int:

@@ -50,7 +50,7 @@ class Potara(Objective):
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         plan = (
-            ("federated", FEDERATED, self.config.fedit_rounds, replace(ctx.optim, moments="reset")),
+            ("federated", FEDERATED, self.config.fedit_rounds, ctx.afresh(FEDERATED)),
             ("local", LOCAL, self.config.local_rounds, ctx.optim),
         )
         return tuple(
