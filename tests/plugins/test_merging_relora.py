@@ -83,6 +83,13 @@ def test_who_is_absent_keeps_the_backbone_of_its_last_turn(tmp_path: Path, execu
     assert received == {name: share * latest.get(name, 0) for name in received}
 
 
+@pytest.mark.parametrize("method", ["ditto", "fedsim", "feddat", "potara"])
+def test_what_stays_at_a_client_beside_a_moving_backbone_is_refused(method: str, tmp_path: Path) -> None:
+    made = bench(tmp_path, "aggregator=flexlora", "aggregator.relora=true", method=method)
+    with pytest.raises(UserError, match="clients keep 'local/.*', which would count twice"):
+        build(made.config(), made.manager, made.benchmark())
+
+
 def test_own_adapters_beside_a_moving_backbone_are_refused(tmp_path: Path) -> None:
     made = bench(tmp_path, "aggregator=flexlora", "aggregator.relora=true", "objective.guide=kd", method="guided")
     with pytest.raises(UserError, match="would count it twice; set guide=hard"):

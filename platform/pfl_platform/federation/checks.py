@@ -139,6 +139,23 @@ def _has_pictures(task: TaskData) -> bool:
     return any(sample.pictures for part in (task.train, task.validation, task.test) for sample in part)
 
 
+def check_returns(fed: Federation, parts: Parts) -> None:
+    """Adapters come down whole where a server needs that."""
+    if not parts.aggregator.needs.returns:
+        return
+    objective, ctx = parts.objective, context(fed, fed.clients[0], 0)
+    steps = [step for phase in objective.phases(ctx) for step in phase.steps]
+    trained = Keys(*(pattern for step in steps for pattern in step.train.patterns))
+    down = Keys(*(pattern for share in objective.down for pattern in share.keys.patterns))
+    own = ctx.start(*(slot.name for slot in objective.slots if slot.scope == "client"))
+    if kept := [key for key in own if key in trained and key not in down]:
+        raise UserError(
+            f"With these options the aggregator '{fed.config.aggregator.name}' adds what it merges to the backbone, "
+            f"but under the objective '{fed.config.objective.name}' clients keep '{kept[0]}', which would count twice; "
+            "choose an objective whose adapters come down whole."
+        )
+
+
 def check_equal_adapters(fed: Federation, parts: Parts) -> None:
     """Clients whose params the aggregator combines have adapters of the same signature, unless it can do without."""
     needs = parts.aggregator.needs

@@ -37,7 +37,8 @@ class Needs:
     "vision-language" or "text" when only one works. full_cohort: every client in every round. equal: what must be
     equal at clients whose params an aggregator combines; "adapter": its signature (rank ...). Empty for an aggregator
     that can combine adapters of different shapes. continues: only backbones whose answers go on from the question, in
-    one row, will do; no classifiers and no encoder-decoders.
+    one row, will do; no classifiers and no encoder-decoders. returns: whatever of an adapter trains at a client must
+    come down again, because the server adds what it has merged to the backbone, and what stays would count twice.
     """
 
     consumes: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class Needs:
     full_cohort: bool = False
     equal: tuple[str, ...] = ("adapter",)
     continues: bool = False
+    returns: bool = False
 
 
 @dataclass

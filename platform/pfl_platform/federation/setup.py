@@ -29,6 +29,7 @@ from pfl_platform.federation.checks import (
     check_modality,
     check_others,
     check_rates,
+    check_returns,
 )
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.own_adapters import ByHost, adapters_of_clients, twin
@@ -158,6 +159,7 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     for name in parts.others(fed):
         adapter.check(load(name))
     check_equal_adapters(fed, parts)
+    check_returns(fed, parts)
     check_others(fed, parts)
     for component in parts.components:
         component.check(fed)

@@ -103,7 +103,7 @@ class MergingAggregator(Aggregator):
     @property
     def needs(self) -> Needs:
         equal = ("adapter",) if self.config.space == "ab" else ()
-        return Needs(consumes=("*",), replies=("*",), adapters=("lora",), equal=equal)
+        return Needs(consumes=("*",), replies=("*",), adapters=("lora",), equal=equal, returns=self.config.relora)
 
     @property
     def asks(self) -> tuple[Share, ...]:
