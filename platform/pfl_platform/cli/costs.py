@@ -210,7 +210,8 @@ def tables(found: Mapping[str, Any], order: Order) -> None:
     console().print(
         "FLOPs: a local step in which every adapter that trains is updated once, with what runs beside it; counted at "
         "these shapes. Server: what the server trains, per client. Memory: weights at 16 bits, no further backbones. "
-        "All clients: values combined over all of them; net: less than one adapter of the reference (minus) or more."
+        "All clients: values combined over all of them; net: less than one adapter of the reference (minus) or more. "
+        "By the data, and more: what is sent beside is as large as the data makes it."
     )
 
 
@@ -227,9 +228,9 @@ def compute_row(row: Mapping[str, Any]) -> dict[str, str]:
 def bytes_row(row: Mapping[str, Any]) -> dict[str, str]:
     up = row["up"]
     if not up["values"]:
-        return dict.fromkeys(("up", "all clients", "one backbone", "statistics", "net", "net w/o all clients"), "-") | {
-            "method": row["method"]
-        }
+        columns = ("up", "all clients", "one backbone", "statistics", "net", "net w/o all clients")
+        said = {"up": f"{', '.join(up['unknown'])}, by the data"} if up["unknown"] else {}
+        return dict.fromkeys(columns, "-") | {"method": row["method"]} | said
     more = f" and {', '.join(up['unknown'])}" if up["unknown"] else ""
     return {
         "method": row["method"],
@@ -243,13 +244,14 @@ def bytes_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def rounds_row(row: Mapping[str, Any]) -> dict[str, str]:
+    more = " and more" if row["up"]["unknown"] else ""
     return {
         "method": row["method"],
         "A": f"{row['factors']['A']:,}",
         "B": f"{row['factors']['B']:,}",
-        "MB per round": f"{row['up']['bytes'] / 1e6:.2f}",
+        "MB per round": f"{row['up']['bytes'] / 1e6:.2f}{more}",
         "rounds that send": str(row["rounds"]["sending"]),
-        "MB": f"{row['rounds']['megabytes_up']:.1f}",
+        "MB": f"{row['rounds']['megabytes_up']:.1f}{more}",
     }
 
 
