@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt tools/bootstrap.py
 
 setup: $(READY)  ## the virtual environment only
 
-demo: $(READY)  ## FedMosaic on the embedded benchmark: ten clients, four backbones, minutes on two cores
+demo: $(READY)  ## FedMosaic on the embedded benchmark: ten clients, four backbones, two minutes
 	@$(BIN)/pfl-platform run $(DEMO)
 
 test: $(READY)  ## the tests (not slow, not realdata)
