@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertForSequenceClassification, PreTrainedConfig, RobertaForSequenceClassification
+from transformers import BertForSequenceClassification, RobertaForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pfl_model_zoo.cards import ENCODER_LINEARS, ZooCard
@@ -19,6 +19,7 @@ from pfl_model_zoo.classes import ClassCodec
 from pfl_model_zoo.families.files import locate
 from pfl_model_zoo.families.models import (
     LONGEST_ROW,
+    check_type,
     config_in,
     definition,
     digest_of_files,
@@ -32,7 +33,6 @@ from pfl_model_zoo.families.models import (
 from pfl_model_zoo.options import LoadOptions
 from pfl_model_zoo.questions import QuestionReader
 from pfl_platform.backbones import Backbone
-from pfl_platform.errors import UserError
 from pfl_platform.rng import torch_rng
 
 MASKED = -1e4
@@ -80,7 +80,7 @@ def load(card: ZooCard, options: LoadOptions) -> Backbone:
     classes = options.classes or int(card.config["num_labels"])
     if from_files(options):
         folder = locate(card, options)
-        kind = kind_of(config_in(folder, card), card)
+        kind = check_type(config_in(folder, card), card, KINDS)
         heads = HEADS[kind]
         model, fresh = read_classifier(KINDS[kind], folder, card, options, heads, classes)
         draw_heads(model, fresh, options.init or 0)
@@ -88,7 +88,7 @@ def load(card: ZooCard, options: LoadOptions) -> Backbone:
     else:
         config, folder = definition(card, options)
         config.num_labels = classes
-        kind = kind_of(config, card)
+        kind = check_type(config, card, KINDS)
         heads, fresh = HEADS[kind], ()
         model = random_model(KINDS[kind]._from_config, config, options)
         digest = digest_of_random(config, folder, options)
@@ -116,12 +116,6 @@ def load(card: ZooCard, options: LoadOptions) -> Backbone:
         task_head=heads,
         fresh_head=fresh,
     )
-
-
-def kind_of(config: PreTrainedConfig, card: ZooCard) -> str:
-    if config.model_type not in KINDS:
-        raise UserError(f"The files of backbone '{card.name}' are of a '{config.model_type}', which it cannot read.")
-    return str(config.model_type)
 
 
 def longest(config: Any) -> int:

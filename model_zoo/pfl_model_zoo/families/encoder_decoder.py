@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from pfl_model_zoo.cards import ZooCard, encoder_decoder_linears
 from pfl_model_zoo.families.files import locate
 from pfl_model_zoo.families.models import (
+    check_type,
     config_in,
     definition,
     digest_of_files,
@@ -25,7 +26,6 @@ from pfl_model_zoo.options import LoadOptions
 from pfl_model_zoo.pairs import PairCodec
 from pfl_model_zoo.questions import QuestionReader
 from pfl_platform.backbones import Backbone
-from pfl_platform.errors import UserError
 
 LONGEST = 512
 """Rows are cut here unless the option max_length says otherwise: positions are relative, so a model names no limit."""
@@ -37,12 +37,12 @@ def load(card: ZooCard, options: LoadOptions) -> Backbone:
     """An encoder-decoder as a backbone; its blocks are the encoder's and then the decoder's."""
     if from_files(options):
         folder = locate(card, options)
-        check(config_in(folder, card), card)
+        check_type(config_in(folder, card), card, ("t5",))
         model = read_model(T5ForConditionalGeneration, folder, card, options)
         digest = digest_of_files(folder, card, options)
     else:
         config, folder = definition(card, options)
-        check(config, card)
+        check_type(config, card, ("t5",))
         model = random_model(T5ForConditionalGeneration._from_config, config, options)
         if from_seed(options):
             rescale(model)
@@ -77,11 +77,6 @@ def load(card: ZooCard, options: LoadOptions) -> Backbone:
         digest=digest,
         answer_side=ANSWER_SIDE,
     )
-
-
-def check(config: PreTrainedConfig, card: ZooCard) -> None:
-    if config.model_type != "t5":
-        raise UserError(f"The files of backbone '{card.name}' are of a '{config.model_type}', which it cannot read.")
 
 
 def from_seed(options: LoadOptions) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,13 @@ def config_in(folder: Path, card: ZooCard) -> PreTrainedConfig:
         raise UserError(f"The config.json in {folder} of backbone '{card.name}' cannot be read: {reason}") from None
     check_size(config, folder, card)
     return config
+
+
+def check_type(config: PreTrainedConfig, card: ZooCard, known: Collection[str]) -> str:
+    """Which of the known kinds of model the files are of; any other is a `UserError`."""
+    if config.model_type not in known:
+        raise UserError(f"The files of backbone '{card.name}' are of a '{config.model_type}', which it cannot read.")
+    return str(config.model_type)
 
 
 def check_size(config: PreTrainedConfig, folder: Path, card: ZooCard) -> None:

@@ -20,6 +20,7 @@ from pfl_model_zoo.classes import ClassCodec
 from pfl_model_zoo.families.encoder import draw_heads, one_step, without_cache
 from pfl_model_zoo.families.files import locate
 from pfl_model_zoo.families.models import (
+    check_type,
     config_in,
     definition,
     digest_of_files,
@@ -102,8 +103,7 @@ def load(card: ZooCard, options: LoadOptions) -> Backbone:
 
 def check_kind(config: PreTrainedConfig, card: ZooCard) -> None:
     """Raises `UserError` for the configuration of anything but a ViT with square pictures."""
-    if config.model_type != "vit":
-        raise UserError(f"The files of backbone '{card.name}' are of a '{config.model_type}', which it cannot read.")
+    check_type(config, card, ("vit",))
     if not all(isinstance(size, int) for size in (config.image_size, config.patch_size)):
         raise UserError(f"The files of backbone '{card.name}' are for pictures that are not square.")
 
