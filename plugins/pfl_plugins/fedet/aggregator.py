@@ -15,7 +15,7 @@ from pfl_platform.distillation.public import PublicSet, check_matching, learning
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.distillation.vocabularies import width
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import EVERYBODY, handed_on, mean, mean_for, of_backbone, sizes
+from pfl_platform.federation.groups import EVERYBODY, handed_on, mean_for, of_backbone, sizes
 from pfl_platform.federation.tasks import Program
 from pfl_platform.training.surfaces import Loss, View
 from pfl_plugins.fedet.config import Config
@@ -55,14 +55,13 @@ class FedET(Aggregator):
             check_matching(fed, public, fed.backbones, [server])
 
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
-        addresses = dict(state.tensors)
         everyone = ordered(updates)
         weights = sizes(everyone, examples=self.config.weighting == "examples")
         found = by_backbone(fed, everyone)
-        for name in found:
-            addresses[name] = fed.store.put(Keys(f"{SLOT}/*").of(mean_for(name, everyone, weights)))
-        common = Keys(f"{SLOT}/*").of(mean(everyone, weights, EVERYBODY)) if found else {}
-        addresses = handed_on(fed, addresses, common, found)
+        averages = {name: Keys(f"{SLOT}/*").of(mean_for(name, everyone, weights)) for name in found}
+        common = EVERYBODY.of(next(iter(averages.values()), {}))  # the same in all of them
+        stored = {name: fed.store.put(tensors) for name, tensors in averages.items()}
+        addresses = handed_on(fed, {**state.tensors, **stored}, common, found)
         if not found or self.config.server == "group_average":
             return ServerState(addresses)
         exchange = Exchange(
