@@ -58,9 +58,9 @@ def test_pixels_and_samples_are_as_they_were_when_the_benchmark_was_made(benchma
 
 
 DIGESTS = {
-    "train": "e533413f653d4bbc",
+    "train": "7c8f9baa89e04887",
     "validation": "ffbae49f187475c6",
-    "test": "31adbdca79f7b255",
+    "test": "1cf2d552406b8180",
     "unseen": "72b0e1cd276b2f80",
     "public": "37301d4fcb39068f",
     "corpus": "8adc3fa9c8464166",
@@ -263,9 +263,18 @@ def test_every_client_question_needs_a_made_up_word(all_tasks: list[TaskData]) -
     """Pretraining questions use such words only to be read or with their meaning beside them."""
     made_up = set(ALL_MADE_UP)
     for task in all_tasks:
+        plain = []
         for sample in task.test:
             words = set(re.findall(r"\w+", question(sample) + " " + sample.turns[0].answer))
-            assert words & made_up, (task.name, question(sample))
+            if not words & made_up:
+                plain.append(sample.turns[0].answer)
+        if task.kind == "open-ended":  # one word of the kind stays plain, and is asked for as often as the others
+            kinds = {"aspect": 4, "number": 4, "shape": 6, "make": 6, "colour": 8}
+            share = len(plain) / len(task.test)
+            assert any(abs(share - 1 / size) <= 1 / len(task.test) for size in kinds.values()), (task.name, share)
+            assert len({answer.split()[0] for answer in plain}) == 1
+        else:
+            assert not plain, (task.name, plain)
     seen: Counter[str] = Counter()
     for index in range(3000):
         sample = Corpus(7).sample(index)

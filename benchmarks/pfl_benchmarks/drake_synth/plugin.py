@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pfl_platform.data import Benchmark
 
 NAME = "drake-synth"
-VERSION = 2
+VERSION = 3
 """Raised whenever any sample changes; part of the digest."""
 PUBLIC_NAME = "drake-synth-public"
 PUBLIC_SIZE = 5000

@@ -18,7 +18,7 @@ from pfl_benchmarks.drake_synth.lazy import LazySamples
 from pfl_benchmarks.drake_synth.lexicons import LANGUAGES, partial
 from pfl_benchmarks.drake_synth.puzzles import Brief, Family
 from pfl_benchmarks.drake_synth.render import Form, asked, placed, sample_of
-from pfl_benchmarks.drake_synth.words import Lexicon
+from pfl_benchmarks.drake_synth.words import PLAIN, Lexicon
 from pfl_platform.data import ClientData, Sample, TaskData
 
 Split = Literal["train", "validation", "test"]
@@ -62,16 +62,16 @@ _V, _R, _Q = LANGUAGES
 
 TEMPLATES: tuple[Template, ...] = (
     Template(_V, 0, LLAMA_S, (
-        Spec("same", "list"), Spec("became", "list"), Spec("which_colour_3", "list"), Spec("both", "list"),
+        Spec("same", "list"), Spec("became", "list"), Spec("mix", "list", 1), Spec("both", "list"),
     )),
     Template(_V, 1, LLAMA_M, (
-        Spec("changed", "open"), Spec("both", "yes", 1), Spec("odd_3", "list"), Spec("which_colour_4", "list"),
+        Spec("changed", "open"), Spec("both", "yes", 1), Spec("odd_3", "list"), Spec("became", "open"),
     )),
     Template(_V, 2, QWEN_S, (
         Spec("became", "open", 1), Spec("same", "yes", 1), Spec("which_colour_4", "list", 1), Spec("odd_4", "list"),
     )),
     Template(_R, 0, LLAMA_S, (
-        Spec("make_of", "list"), Spec("rule", "list"), Spec("mix", "list"), Spec("fits", "list"),
+        Spec("make_of", "open", 1), Spec("rule", "list"), Spec("mix", "list"), Spec("fits", "list"),
     )),
     Template(_R, 1, QWEN_S, (
         Spec("rule", "list", 1), Spec("make_of", "list", 1), Spec("fits", "yes", 1), Spec("mix", "open"),
@@ -86,10 +86,10 @@ TEMPLATES: tuple[Template, ...] = (
         Spec("shape_of", "list"), Spec("most", "open"), Spec("where_shape", "list"), Spec("verify_shape", "yes"),
     )),
     Template(_Q, 2, QWEN_S, (
-        Spec("verify_colour", "yes", 1), Spec("colour_of", "list"), Spec("shape_of", "open"), Spec("beside", "list"),
+        Spec("most", "open", 1), Spec("colour_of", "list"), Spec("shape_of", "open"), Spec("beside", "list"),
     )),
     Template(_Q, 3, QWEN_M, (
-        Spec("describe", "open"), Spec("most", "list", 1), Spec("verify_shape", "list", 1),
+        Spec("colour_of", "open", 1), Spec("most", "list", 1), Spec("verify_shape", "list", 1),
         Spec("where_shape", "list", 1),
     )),
 )  # fmt: skip
@@ -156,8 +156,15 @@ class Plan:
 
     @cached_property
     def lexicon(self) -> Lexicon:
-        """Plain English but for the family's focus."""
-        return partial(LANGUAGES[self.group], [self.family.focus])
+        """Plain English but for the family's focus; of that, open tasks keep the first word plain.
+
+        Nobody can guess a made-up word that no list shows: an open task would start at zero whatever a backbone sees.
+        """
+        spoken, kind = partial(LANGUAGES[self.group], [self.family.focus]), self.family.focus
+        if self.spec.form != "open":
+            return spoken
+        first = spoken.named(kind)[0]
+        return spoken.renamed(kind, {**spoken.words[kind], first: PLAIN.word(kind, first)})
 
     def asks(self, split: Split, index: int, dice: Dice) -> tuple[int, int]:
         """(focus, outcome) of a sample. Outcomes are balanced; so is the focus, unless training prefers home words."""
