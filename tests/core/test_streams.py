@@ -8,7 +8,7 @@ import torch
 
 from pfl_platform.config import Stream
 from pfl_platform.data import ClientData, Sample, TaskData, Turn
-from pfl_platform.training.streams import COUNTS, ClientStream, Epochs
+from pfl_platform.training.streams import COUNTS, ClientStream, Epochs, begun
 
 
 def task(name: str, count: int) -> TaskData:
@@ -41,6 +41,16 @@ def test_a_task_that_has_not_begun_is_never_drawn() -> None:
     opened = stream().open({})
     for step in range(8):
         assert all(sample.id.startswith("x") for sample in opened.batch(step))
+
+
+def test_tasks_have_begun_when_something_of_them_arrived() -> None:
+    client = ClientData("c", "b", tuple(task(name, 10) for name in "wxyz"))
+    names = [[task.name for task in begun(client, "dynamic", step, 10)] for step in (0, 1, 2, 3, 5, 6, 8, 10)]
+    first = [task.name for task in client.tasks]
+    # Four tasks over ten steps begin with steps 0, 2, 5 and 7.
+    assert names == [first[:n] for n in (0, 1, 1, 2, 2, 3, 4, 4)]
+    assert begun(client, "static", 1, 10) == client.tasks
+    assert begun(client, "static", 0, 10) == ()
 
 
 def test_batches_depend_on_the_total_step_and_not_on_rounds() -> None:

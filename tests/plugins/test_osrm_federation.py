@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from osrm_support import BACKBONES, LARGE, SMALL, Run, client, federation, part, set_up
 from pfl_platform.adapters.host import Host
+from pfl_platform.config import Stream
 from pfl_platform.data import Sample, Turn
+from pfl_platform.federation.components import Federation
 from pfl_platform.plugins import PluginManager
 from pfl_platform.rng import torch_rng
 from pfl_platform.testing.bench import samples
@@ -199,13 +202,26 @@ def test_encoders_and_encoder_decoders(backbone: str) -> None:
         assert sum(rows_key(site.name) in alone for site in reads_encoder) == 1
 
 
+def with_config(fed: Federation, **changes: object) -> Federation:
+    return replace(fed, config=fed.config.model_copy(update=changes))
+
+
+def test_nothing_is_measured_on_tasks_that_come_later(prepared: Run) -> None:
+    first, fed = client("a"), prepared.fed
+    two = replace(first, tasks=(*first.tasks, replace(client("b").tasks[0], name="later")))
+    later = {sample.id for sample in two.tasks[1].train}
+    for protocol, seen in (("dynamic", False), ("static", True)):
+        stream = with_config(fed, stream=Stream(protocol=protocol))
+        assert any(sample.id in later for sample in picked(stream, two, Config())) is seen
+
+
 def test_samples_are_drawn_from_what_may_be_read(prepared: Run) -> None:
-    one = client("a")
-    few = picked(one, Config(samples=3), 0)
+    one, fed = client("a"), prepared.fed
+    few = picked(fed, one, Config(samples=3))
     assert len({sample.id for sample in few}) == 3
-    assert few == picked(one, Config(samples=3), 0) != picked(one, Config(samples=3), 1)
-    assert {sample.id for sample in picked(one, Config(), 0)} == {sample.id for sample in one.tasks[0].train}
-    held = picked(one, Config(split="validation"), 0)
+    assert few == picked(fed, one, Config(samples=3)) != picked(with_config(fed, seed=1), one, Config(samples=3))
+    assert {sample.id for sample in picked(fed, one, Config())} == {sample.id for sample in one.tasks[0].train}
+    held = picked(fed, one, Config(split="validation"))
     assert {sample.id for sample in held} == {sample.id for sample in one.tasks[0].validation}
     task = features_task(prepared.fed, Config(samples=5), one)
     assert task.statistics[0].amount == 2  # batches of 4

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import AdapterType, Keys, Mix, MixFactory, Site, Slot, Tensors
 from pfl_platform.backbones import Backbone
-from pfl_platform.data import Benchmark, ClientData, Sample
+from pfl_platform.data import Benchmark, ClientData, Sample, TaskData
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.evaluation.surfaces import InferenceRecipe
 from pfl_platform.federation.tasks import Address, Program, Share, Store
@@ -123,7 +123,8 @@ class Federation:
 @dataclass(frozen=True)
 class ClientContext:
     """One client's turn in one round, as an objective sees it. `source` is the client's stream through its memory;
-    `optim` holds the run's training options; `first_step` counts local steps of earlier rounds."""
+    `optim` holds the run's training options; `first_step` counts local steps of earlier rounds; `tasks` are those
+    that have begun by the end of the round: statistics that look past the stream must not see the others."""
 
     fed: Federation
     client: ClientData
@@ -131,6 +132,7 @@ class ClientContext:
     local_steps: int
     source: Source
     optim: Optim
+    tasks: tuple[TaskData, ...]
 
     @property
     def backbone(self) -> str:

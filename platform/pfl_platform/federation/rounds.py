@@ -31,7 +31,7 @@ from pfl_platform.federation.components import (
 )
 from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Share, Task
 from pfl_platform.rng import numpy_rng
-from pfl_platform.training.streams import ClientStream, Epochs, Pooled
+from pfl_platform.training.streams import ClientStream, Epochs, Pooled, begun
 from pfl_platform.training.surfaces import Optim, Phase, Statistic
 
 T = TypeVar("T")
@@ -217,7 +217,8 @@ def context(fed: Federation, client: ClientData, round_index: int) -> ClientCont
     )
     stream = ClientStream(client, config.stream, fed.seed, training.batch_size, first, total)
     source = replace(passes, first=first) if config.local_epochs else stream
-    return ClientContext(fed, client, round_index, steps, source, optim)
+    tasks = client.tasks if config.local_epochs else begun(client, config.stream.protocol, first + steps, total)
+    return ClientContext(fed, client, round_index, steps, source, optim, tasks)
 
 
 def dispatched(

@@ -18,11 +18,22 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.config import Stream
-from pfl_platform.data import ClientData, OnDemand, Sample
+from pfl_platform.data import ClientData, OnDemand, Sample, TaskData
 from pfl_platform.rng import numpy_rng
 from pfl_platform.training.surfaces import Source
 
 COUNTS = "memory/counts"
+
+
+def begun(client: ClientData, protocol: str, step: int, total_steps: int) -> tuple[TaskData, ...]:
+    """A client's tasks of which something has arrived before a step; at step 0 none has.
+
+    In a dynamic stream task t of n begins with step floor(t * total_steps / n); a static one begins with all of them.
+    """
+    tasks = client.tasks if step > 0 else ()
+    if protocol == "static":
+        return tasks
+    return tuple(task for t, task in enumerate(tasks) if t * total_steps // len(tasks) < step)
 
 
 @dataclass(frozen=True)

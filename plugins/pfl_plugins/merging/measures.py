@@ -35,9 +35,9 @@ class Measure(ABC):
 
 
 def held_out(ctx: ClientContext, samples: int, name: str) -> Epochs:
-    """A pass over at most `samples` of a client's validation samples, of all its tasks in turn; over training samples
-    where it has no validation. Never over test data."""
-    tasks = ctx.client.tasks
+    """A pass over at most `samples` of a client's validation samples, of its tasks that have begun in turn; over
+    training samples where it has no validation. Never over test data."""
+    tasks = ctx.tasks
     parts = [task.validation for task in tasks] if any(task.validation for task in tasks) else [t.train for t in tasks]
     longest = max(len(part) for part in parts)
     chosen: list[Sample] = [part[i] for i in range(longest) for part in parts if i < len(part)]

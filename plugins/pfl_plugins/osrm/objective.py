@@ -50,7 +50,7 @@ class Osrm(Objective):
             name, others = client.client_id, neighbours(fed, client.client_id)
             if not others:
                 continue
-            picked(client, self.config.model_copy(update={"samples": 1}), fed.seed)
+            picked(fed, client, self.config.model_copy(update={"samples": 1}))
             mine, theirs = ({site.name for site in sites_of(fed, each)} for each in (name, others[0]))
             if differing := sorted(mine ^ theirs):
                 raise UserError(

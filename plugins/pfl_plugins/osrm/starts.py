@@ -14,7 +14,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.tasks import Address, Program, Share, Task
 from pfl_platform.rng import numpy_rng, seed_of
-from pfl_platform.training.streams import Epochs, Pooled
+from pfl_platform.training.streams import Epochs, Pooled, begun
 from pfl_plugins.osrm.config import Config
 from pfl_plugins.osrm.features import INPUTS, NAME, ROWS, Features, rows_key
 from pfl_plugins.osrm.subspace import quietest, stacked
@@ -71,7 +71,7 @@ def features_task(fed: Federation, config: Config, client: ClientData) -> Task:
     """One client's pass over its samples; only the rows leave it."""
     training, name = fed.config.training, client.client_id
     source = Epochs(
-        picked(client, config, fed.seed), training.micro_batch or training.batch_size, fed.seed, NAME, shuffle=False
+        picked(fed, client, config), training.micro_batch or training.batch_size, fed.seed, NAME, shuffle=False
     )
     statistic = Features(sites_of(fed, name), source, source.steps(), config.variant, config.noise)
     return Task(
@@ -86,15 +86,19 @@ def features_task(fed: Federation, config: Config, client: ClientData) -> Task:
     )
 
 
-def picked(client: ClientData, config: Config, seed: int) -> list[Sample]:
-    """k samples of all tasks of a client, drawn without replacement; all, if there are no more."""
-    pool = Pooled([task.train if config.split == "train" else task.validation for task in client.tasks])
+def picked(fed: Federation, client: ClientData, config: Config) -> list[Sample]:
+    """k samples of a client, drawn without replacement; all, if there are no more. Of all its tasks, or of the first
+    where they come one after another: nothing else is there before training."""
+    run = fed.config
+    total = run.rounds * run.local_steps
+    tasks = client.tasks if run.local_epochs else begun(client, run.stream.protocol, 1, total)
+    pool = Pooled([task.train if config.split == "train" else task.validation for task in tasks])
     if not len(pool):
         raise UserError(
             f"Client '{client.client_id}' has no {config.split} samples for OSRM; set objective.options.split=train."
         )
     size = min(config.samples, len(pool))
-    drawn = numpy_rng(seed, "osrm", "samples", client.client_id).choice(len(pool), size=size, replace=False)
+    drawn = numpy_rng(fed.seed, "osrm", "samples", client.client_id).choice(len(pool), size=size, replace=False)
     return [pool[int(index)] for index in sorted(drawn)]
 
 

@@ -92,8 +92,8 @@ def mean(weights: Mapping[str, float]) -> float:
 
 
 def drawn(ctx: ClientContext, count: int) -> list[Sample]:
-    """A random batch of the client's training samples, the same in every round."""
-    pool = Pooled([task.train for task in ctx.client.tasks])
+    """A random batch of the client's training samples: of its tasks that have begun, the same until another does."""
+    pool = Pooled([task.train for task in ctx.tasks])
     order = numpy_rng(ctx.fed.seed, STATISTIC, ctx.client.client_id).permutation(len(pool))
     return [pool[int(index)] for index in order[:count]]
 
