@@ -20,6 +20,8 @@ def find_root(given: Path | None, name: str, title: str, parts: Sequence[str] = 
     how = f"name the folder with the option 'root', or set {DATA} to the folder that holds '{name}'"
     if root is None:
         raise UserError(f"Where are the files of {title}? Please {how}.")
+    if root.is_file() and root.suffix in {".zip", ".tar", ".gz", ".tgz", ".7z"}:
+        raise UserError(f"{root} is an archive; unpack it and name the folder.")
     missing = next((part for part in parts if not (root / part).is_dir()), None)
     if missing is not None:
         what = f"no folder '{missing}'" if missing else "no such folder"

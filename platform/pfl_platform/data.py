@@ -193,6 +193,8 @@ class FixedBenchmark:
     unseen: tuple[TaskData, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     public_sets: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """See `Noting`."""
 
     def public(self, name: str | None, size: int, seed: int) -> Sequence[Sample]:
         """See `Benchmark.public`; draws without replacement at the address (seed, "public", name)."""

@@ -271,3 +271,14 @@ def test_what_was_chosen_is_shown_with_the_run(tmp_path: Path, pfl: Callable[...
     assert "Tuned on validation samples, by replies: merge_coef=" in shown
     assert "merge_coef=0.5:" in shown
     assert read(tmp_path / "out" / "config.yaml")["tune"] == {COEF: [0.1, 0.5]}
+
+
+def test_a_run_that_tunes_nothing_needs_no_validation_samples(tmp_path: Path) -> None:
+    kit = bench(tmp_path, rounds=1)
+    clients = tuple(
+        replace(client, tasks=tuple(replace(task, validation=()) for task in client.tasks))
+        for client in kit.benchmark(2).clients
+    )
+    benchmark = FixedBenchmark("bare", clients, "bare")
+    results = session.run(kit.config(), tmp_path / "run", plugins=kit.manager, quiet=True, benchmark=benchmark)
+    assert results["tuning"] is None

@@ -1,4 +1,4 @@
-"""Scores of predictions: choice, exact, token_f1, rouge_l, matthews and pearson-spearman.
+"""Scores of predictions: choice, exact, token_f1, rouge_l, rouge_1, matthews and pearson-spearman.
 
 Importing this module imports none of torch, rouge-score, scikit-learn and scipy.
 """
@@ -36,6 +36,13 @@ class RougeLOptions(NoOptions):
     any_language: bool = False
 
 
+class Rouge1Options(NoOptions):
+    """Options of `rouge_1`; `any_language` keeps words outside a-z and 0-9, without stems."""
+
+    use_stemmer: bool = False
+    any_language: bool = False
+
+
 class PearsonSpearmanOptions(NoOptions):
     """Options of `pearson-spearman`; an item's own score falls to 0 at a difference of `scale`."""
 
@@ -47,6 +54,7 @@ OPTIONS: Mapping[str, type[NoOptions]] = {
     "exact": NoOptions,
     "token_f1": TokenF1Options,
     "rouge_l": RougeLOptions,
+    "rouge_1": Rouge1Options,
     "matthews": NoOptions,
     "pearson-spearman": PearsonSpearmanOptions,
 }

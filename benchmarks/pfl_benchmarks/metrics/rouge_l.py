@@ -17,10 +17,15 @@ class _Words:
 
 
 @cache
-def _scorer(use_stemmer: bool, any_language: bool) -> Any:
+def _scorer(kind: str, use_stemmer: bool, any_language: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=use_stemmer, tokenizer=_Words() if any_language else None)
+    return RougeScorer([kind], use_stemmer=use_stemmer, tokenizer=_Words() if any_language else None)
+
+
+def f_measure(kind: str, prediction: str, answer: str, use_stemmer: bool, any_language: bool) -> float:
+    """The library's F-measure of one kind, `rouge1` or `rougeL`."""
+    return float(_scorer(kind, use_stemmer, any_language).score(answer, prediction)[kind].fmeasure)
 
 
 def rouge_l(prediction: str, answer: str, *, use_stemmer: bool = True, any_language: bool = False) -> float:
@@ -36,7 +41,7 @@ def rouge_l(prediction: str, answer: str, *, use_stemmer: bool = True, any_langu
     >>> rouge_l("да", "да"), rouge_l("да", "да", any_language=True)
     (0.0, 1.0)
     """
-    return float(_scorer(use_stemmer, any_language).score(answer, prediction)["rougeL"].fmeasure)
+    return f_measure("rougeL", prediction, answer, use_stemmer, any_language)
 
 
 def score(prediction: str, sample: Sample, *, use_stemmer: bool = True, any_language: bool = False) -> float:

@@ -51,7 +51,9 @@ def on_validation(candidate: Candidate, rounds: int) -> RunConfig:
 
 
 def check(setup: Setup, plugins: PluginManager, tried: Sequence[Candidate]) -> None:
-    """Raises `UserError` for whatever keeps a candidate from being tried."""
+    """Raises `UserError` for whatever keeps a candidate from being tried. A run that tunes nothing passes."""
+    if not tried:
+        return
     for client in setup.benchmark.clients:
         for task in client.tasks:
             if len(task.validation) == 0:

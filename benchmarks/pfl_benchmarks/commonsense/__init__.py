@@ -1,0 +1,1 @@
+"""Commonsense reasoning: the eight tasks of LLM-Adapters, one per client, read from their files. See README.md."""

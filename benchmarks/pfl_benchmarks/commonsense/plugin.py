@@ -1,0 +1,24 @@
+"""Commonsense reasoning: eight tasks of LLM-Adapters, one or more clients each, scored by accuracy (text only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pfl_benchmarks.commonsense.options import NAME, CommonsenseOptions
+from pfl_platform.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pfl_platform.data import Benchmark
+
+
+@hookimpl
+def pfl_make_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | None:
+    """The benchmark `commonsense`."""
+    if name != NAME:
+        return None
+    settings = CommonsenseOptions.model_validate(options)
+
+    from pfl_benchmarks.commonsense.loading import load
+
+    return load(settings)

@@ -1,0 +1,24 @@
+"""FLAN by tasks, one per client, scored by ROUGE-1 (text only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pfl_benchmarks.flan.options import SETS, FlanOptions
+from pfl_platform.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pfl_platform.data import Benchmark
+
+
+@hookimpl
+def pfl_make_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | None:
+    """One of the three sets."""
+    if name not in SETS:
+        return None
+    settings = FlanOptions.model_validate(options)
+
+    from pfl_benchmarks.flan.loading import load
+
+    return load(name, settings)

@@ -1,0 +1,1 @@
+"""What text benchmarks share: files of records, and draws of train, validation and test samples from them."""
