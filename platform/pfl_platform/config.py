@@ -94,7 +94,8 @@ class ClientOptions(Section):
 
 class Budget(Section):
     """What a run that is compared may cost; solved from measured costs before any run began. All numbers are of whole
-    runs: every client, all rounds, and what the server trains in them. See `pfl_platform.ledger.budget`."""
+    runs: what comes before round 0, every client, all rounds, and what the server trains in them. See
+    `pfl_platform.ledger.budget`."""
 
     name: str = Field(description="what was asked for: steps, flops, bytes, seconds, or a table of local steps")
     quantity: Literal["steps", "flops", "bytes", "seconds"]

@@ -25,9 +25,9 @@ from pfl_platform.evaluation.matrix import summarise
 from pfl_platform.federation.session import numerics, pinned
 from pfl_platform.federation.setup import build
 from pfl_platform.ledger import budget as ledger
+from pfl_platform.ledger import costs as booked_costs
 from pfl_platform.ledger import probe as probes
 from pfl_platform.ledger.budget import nearest_number
-from pfl_platform.ledger.costs import spent
 from pfl_platform.ledger.probe import Clock, Probe, probing
 from pfl_platform.settings import read
 from pfl_platform.store.run_folder import RunFolder
@@ -118,10 +118,34 @@ class TestProbe:
         kit = bench(method, tmp_path, *settings)
         with measured(kit) as (config, probe):
             expected = {name: probe.cost(name, config.rounds, 8) for name in ("steps", "flops", "bytes")}
-        records = RunFolder.open(kit.run()).rounds()
-        assert spent(records, "steps") == expected["steps"]
-        assert spent(records, "bytes") == pytest.approx(expected["bytes"], rel=1e-9)
-        assert spent(records, "flops") == pytest.approx(expected["flops"], rel=0.05)
+        folder = RunFolder.open(kit.run())
+        prepared = folder.read_prepare()
+        assert prepared is not None
+        found = booked_costs.held({"quantity": "flops", "asked": expected["flops"]}, folder.rounds(), prepared["cost"])[
+            "spent"
+        ]
+        assert found["steps"] == expected["steps"]
+        assert found["bytes"] == pytest.approx(expected["bytes"], rel=1e-9)
+        assert found["flops"] == pytest.approx(expected["flops"], rel=0.05)
+
+    def test_preparation_is_in_the_budget(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each round costs the same; the alignment is added once, also where it is found in the cache."""
+        monkeypatch.setenv("PFL_CACHE", str(tmp_path / "cache"))
+        found = []
+        for _ in range(2):
+            with measured(bench("fedmosaic", tmp_path, "adapter.blocks=2", "public.size=4"), rounds=1) as (_, probe):
+                found.append(probe.before("flops"))
+                one, two = (probe.cost("flops", rounds, 8) for rounds in (1, 2))
+                assert two - one == pytest.approx(one - found[0])
+                assert probe.before("steps") == 0
+        assert found[0] == found[1] > 0
+
+    def test_reached_includes_preparation(self) -> None:
+        cost = {"steps": 5, "flops": 30.0, "up_payload": 1, "down_payload": 0}
+        rounds = [{"clients": {"a": {"cost": cost}}, "shared_cost": {"flops": 10.0, "steps": 9}}]
+        told = booked_costs.held({"quantity": "flops", "asked": 100.0}, rounds, {"flops": 40.0, "steps": 3})
+        assert (told["reached"], told["before"], told["deviation"]) == (80.0, 40.0, pytest.approx(-20.0))
+        assert (told["spent"]["steps"], told["spent"]["bytes"]) == (5, 1)
 
     def test_equal_probes_give_equal_prices_and_leave_nothing(
         self, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch

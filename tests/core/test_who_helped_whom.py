@@ -62,6 +62,8 @@ def test_a_server_that_weighs_nobody_is_told_so() -> None:
 def test_costs_add_up_to_each_evaluation(tmp_path: Path) -> None:
     found = tradeoff(results(60.0, 40.0), ROUNDS)  # evaluated after round 2
     assert found == {"flops": [(2 * (2 * 10.0 + 4.0) / 2, 50.0)], "bytes": [(2 * 2 * 6 / 2, 50.0)]}
+    early = {"flops": 6.0, "up_payload": 4, "down_payload": 2, "seconds": 9.0}  # of preparation, shared by both
+    assert tradeoff(results(60.0, 40.0), ROUNDS, early) == {"flops": [(27.0, 50.0)], "bytes": [(15.0, 50.0)]}
     files = draw_tradeoffs({"m": found}, tmp_path)
     assert [file.name for file in files] == ["accuracy-flops.png", "accuracy-bytes.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)

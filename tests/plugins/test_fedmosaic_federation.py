@@ -4,6 +4,7 @@ tokenizers."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import Tensor
 from federation_support import built, copying_client
 from pfl_platform.adapters.surfaces import shared
 from pfl_platform.engines.inprocess import InProcessEngine
+from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import Federation, ServerState, Update, Updates
+from pfl_platform.federation.observers import Observer
 from pfl_platform.federation.rounds import client_task, drive, prepare
 from pfl_platform.federation.setup import Setup
+from pfl_platform.federation.tasks import Cost, Outcome, Task
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.training.view import BatchView
 from pfl_plugins.fedmosaic.config import Config, RelaConfig
@@ -149,19 +153,31 @@ def test_variants_of_alignment_run_and_are_finite(option: str) -> None:
     assert all(bool(value.isfinite().all()) for tensors in frozen(fed).values() for value in tensors.values())
 
 
-def test_alignment_is_cached_by_content() -> None:
-    first = frozen(prepared(setup("public.size=8"))[0])
-    chosen = setup("public.size=8")
-    store = MemoryStore()
-    fed = chosen.federation(store)
+class Told(Observer):
+    """Costs by actor."""
 
-    class NoEngine:
-        def run(self, tasks: Any) -> Any:
-            raise AssertionError("alignment ran again")
+    def __init__(self) -> None:
+        self.costs: dict[str, Cost] = {}
 
-    drive(prepare(fed, chosen.parts), NoEngine())
-    for name, tensors in frozen(fed).items():
+    def task_done(self, task: Task, outcome: Outcome, cached: bool) -> None:
+        self.costs[task.actor] = outcome.cost
+
+
+def test_alignment_is_cached_by_content_with_its_cost() -> None:
+    """The second time no backbone is even loaded into the worker."""
+    found = []
+    for _ in range(2):
+        chosen, store, told = setup("public.size=8"), MemoryStore(), Told()
+        fed, worker = chosen.federation(store), chosen.worker(store)
+        if found:
+            worker = Worker(replace(worker.place, load=lambda name: pytest.fail(f"{name} was loaded")))
+        drive(prepare(fed, chosen.parts), InProcessEngine(worker, [told]))
+        found.append((frozen(fed), told.costs))
+    (first, costs), (second, again) = found
+    for name, tensors in second.items():
         assert all(torch.equal(value, first[name][key]) for key, value in tensors.items())
+    assert costs == again
+    assert next(iter(costs.values())).flops > 0
 
 
 def test_upload_is_the_formula_and_private_keys_stay() -> None:

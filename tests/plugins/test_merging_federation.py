@@ -146,6 +146,9 @@ def test_emr_gives_every_client_its_own(fed: Federation) -> None:
     module = next(iter(replies["a"]))
     assert not torch.allclose(replies["a"][module], replies["b"][module], atol=1e-3)
     assert made.reply(fed, state, "c") == {}
+    table = state.report["weights"]
+    assert {client: sum(row.values()) for client, row in table.items()} == pytest.approx({"a": 1.0, "b": 1.0})
+    assert table["a"] != table["b"]
     later = absorbed(fed, made, update(fed, "a"), state=state)  # b does not take part, and keeps what it had
     assert later.tensors["client b"] == state.tensors["client b"]
 
@@ -154,6 +157,8 @@ def test_reports_say_what_happened_to_each_module(fed: Federation) -> None:
     state = absorbed(fed, aggregator("task-arithmetic", merge_coef=1.0), update(fed, "a"), update(fed, "b"))
     assert state.report["space"] == "delta"
     found = state.report["backbones"][fed.backbone_of["a"]]
+    everybody = [client for client, name in fed.backbone_of.items() if name == fed.backbone_of["a"]]
+    assert state.report["weights"] == {client: {"a": 0.5, "b": 0.5} for client in everybody}
     row = found["modules"]["global/layer0.mlp.down_proj"]
     assert row["rank"] == 6.0  # 4 + 2
     assert 0 < row["error"] < 1

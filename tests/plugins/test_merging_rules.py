@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from merging_support import inputs, merger
 from pfl_platform.errors import UserError
 from pfl_platform.federation.merging import Target
 from pfl_platform.lowrank.deltas import Delta
@@ -125,6 +126,22 @@ def test_emr_by_hand() -> None:
         [3.0, -4.0, 0.0, 0.0],
         [0.0, 0.0, 0.0, 0.0],
     ]
+
+
+def test_emr_says_whose_entries_a_client_got() -> None:
+    """The stack of the test above: 3 and 0.5 are elected from the first, -4 from the second; the third has nothing
+    left, and a fourth that is like the first shares its entries with it."""
+    up = torch.ones(1, 1, dtype=torch.float64)
+    found = [
+        {"g/one": Delta(up, torch.tensor([row], dtype=torch.float64), 1.0, "")}
+        for row in ([3.0, -1.0, 0.5, 0.0], [1.0, -4.0, -0.5, 0.0], [-2.0, 2.0, 0.0, 0.0])
+    ]
+    (merged,) = merger("emr", space="delta").merge(inputs(found), [None] * 3)
+    for row, expected in zip(merged.shares, [(3.5 / 7.5, 4 / 7.5, 0), (3 / 7, 4 / 7, 0), (0, 0, 1)], strict=True):
+        assert row == pytest.approx(expected)
+    twice = [found[0], found[1], found[0]]
+    (merged,) = merger("emr", space="delta").merge(inputs(twice), [None] * 3)
+    assert merged.shares[0] == merged.shares[2] == pytest.approx((3.5 / 11, 4 / 11, 3.5 / 11))
 
 
 def test_fisher_of_nothing_is_the_weighted_mean() -> None:

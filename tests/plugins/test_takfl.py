@@ -62,6 +62,8 @@ def test_task_vectors_are_not_zero_and_every_student_begins_anew(place: Place) -
     norms = state.report["task_vector_norm"]
     assert all(norms[student][teacher] > 1e-3 for student in norms for teacher in norms)
     assert state.report["lambda"][LLAMA] == {LLAMA: 0.5, QWEN: 0.5}
+    assert all(sum(row.values()) == pytest.approx(1.0) for row in state.report["weights"].values())
+    assert set(state.report["weights"]) == {client.client_id for client in fed.clients}
     assert 0.0 < state.report["matched_tokens"][LLAMA][QWEN] <= state.report["matched_tokens"][LLAMA][LLAMA] == 1.0
 
 

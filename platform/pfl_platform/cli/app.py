@@ -282,11 +282,22 @@ def show(
     alone: Annotated[
         Path | None, typer.Option("--alone", help="A run that shared nothing, to which gains are measured.")
     ] = None,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="Of a run: serialised bytes up and down, by tensor.")
+    ] = False,
+    client: Annotated[str | None, typer.Option("--client", help="With --messages: of one client.")] = None,
+    round_number: Annotated[int | None, typer.Option("--round", help="With --messages: of one round, from 1.")] = None,
 ) -> None:
     """Show a plugin with its options, or a run with its results."""
     from pfl_platform.cli import listing, running
 
-    if who_helped_whom:
+    if (client is not None or round_number is not None) and not messages:
+        raise UserError("--client and --round choose among what travelled; give --messages with them.")
+    if messages:
+        from pfl_platform.cli.messages import show_messages
+
+        show_messages(Path(what), client, round_number, json)
+    elif who_helped_whom:
         running.show_helped(Path(what), alone, json)
     elif Path(what).is_dir():
         running.show(Path(what), _form(json, markdown))

@@ -210,15 +210,13 @@ def compare(folders: Sequence[Path], form: Form = "screen", plots: Path | None =
 
 
 def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    from pfl_platform.report.tradeoffs import draw, tradeoff
+    from pfl_platform.report.tradeoffs import draw, of_run
     from pfl_platform.store.run_folder import RunFolder
 
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{item['method']} seed {item['seed']}" for item in results]
     labels = [name if names.count(name) == 1 else f"{name} ({run})" for name, run in zip(names, runs, strict=True)]
-    found = {
-        label: tradeoff(item, RunFolder(run).rounds()) for label, run, item in zip(labels, runs, results, strict=True)
-    }
+    found = {label: of_run(item, RunFolder(run)) for label, run, item in zip(labels, runs, results, strict=True)}
     for file in draw(found, folder):
         note(f"drawn: {file}")
 

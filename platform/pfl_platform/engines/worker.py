@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.generate import CellData, Judge, to_lines
 from pfl_platform.evaluation.surfaces import Cell, CellResult, Split
 from pfl_platform.federation.tasks import Cost, Outcome, Share, Store, Task
-from pfl_platform.ledger.bytes import payload_bytes, wire_bytes
+from pfl_platform.ledger.bytes import payload_bytes, wire_by_tensor
 from pfl_platform.ledger.memory import peak_memory, reset_peak
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
@@ -88,9 +90,13 @@ class Worker:
         state = {**state, **host.read(live), **done.private}
         sent_tensors = self._outgoing(task, state, done, inbox)
         sent = place.store.put(sent_tensors) if sent_tensors else None
-        scored, head_payload, head_wire = self._score(task, host, state)
+        scored, heads, head_payload = self._score(task, host, state)
         down_payload = payload_bytes(inbox) + task.base_bytes
-        down_wire = (wire_bytes(inbox) if task.inbox else 0) + task.base_bytes
+        down = wire_by_tensor(inbox) if task.inbox else {}
+        if task.base_bytes:
+            down[BASE] = task.base_bytes
+        up = wire_by_tensor(sent_tensors) if sent else {}
+        down_wire, head_wire = sum(down.values()), sum(heads.values())
         evaluating = task.stage == "score"
         seconds = time.perf_counter() - begun
         cost = Cost(
@@ -101,7 +107,7 @@ class Worker:
             flops_formula=meter.formula,
             peak_memory=peak_memory(host.backbone.device),
             up_payload=payload_bytes(sent_tensors),
-            up_wire=wire_bytes(sent_tensors) if sent else 0,
+            up_wire=sum(up.values()),
             down_payload=0 if evaluating else down_payload,
             down_wire=0 if evaluating else down_wire,
             head_payload=head_payload,
@@ -120,6 +126,11 @@ class Worker:
             scores={result.cell.key: result.score for result in scored},
             predictions=place.store.put_text(to_lines(scored)) if scored else None,
             cost=cost,
+            messages={
+                way: place.store.put_text(json.dumps(tensors, sort_keys=True))
+                for way, tensors in {"up": up, "score" if evaluating else "down": down, "head": heads}.items()
+                if tensors
+            },
         )
 
     def _train(
@@ -168,29 +179,31 @@ class Worker:
             sent = change(sent, inbox, lambda *parts, at=address: torch_rng(*at, *parts))
         return dict(sent)
 
-    def _score(self, task: Task, host: Host, state: Tensors) -> tuple[list[CellResult], int, int]:
-        """Results in the order of the cells, and what the heads weigh that were brought in for them."""
+    def _score(self, task: Task, host: Host, state: Tensors) -> tuple[list[CellResult], dict[str, int], int]:
+        """Results in the order of the cells, and what the heads weigh that were brought in for them: serialised, by
+        tensor, and by the formula."""
         if not task.score or task.recipe is None:
-            return [], 0, 0
+            return [], {}, 0
         if task.recipe.blend is not None:
             blended = task.recipe.blend.params(state, None)
             host.load(blended)
             host.lay_base(blended)
         found: dict[Cell, CellResult] = {}
-        payload = wire = 0
+        payload, wire = 0, Counter[str]()
         lenders = dict.fromkeys(task.heads.get(cell.owner) for cell in task.score)
         for lender in sorted(lenders, key=lambda address: address is not None):  # with the actor's own head first
             if lender is not None:
                 head = self.place.store.get(lender, HEADS)
                 host.load(head)
-                payload, wire = payload + payload_bytes(head), wire + wire_bytes(head)
+                payload += payload_bytes(head)
+                wire.update(wire_by_tensor(head))
             cells = []
             for cell in task.score:
                 if task.heads.get(cell.owner) == lender:
                     data = self.place.cell_data(cell)
                     cells.append((cell, data, self.place.cell_items(cell, data, task.actor, task.split)))
             found |= {result.cell: result for result in self.place.judge.score(host, task.recipe, cells, state)}
-        return [found[cell] for cell in task.score if cell in found], payload, wire
+        return [found[cell] for cell in task.score if cell in found], dict(wire), payload
 
 
 def undeclared(keys: Sequence[str], shares: Sequence[Share]) -> list[str]:

@@ -119,4 +119,11 @@ def joined(training: Outcome | None, scoring: Outcome) -> Outcome:
         return scoring
     cost = Cost(**total([training.cost, scoring.cost]))  # type: ignore[arg-type]
     metrics = {**training.metrics, **scoring.metrics}
-    return replace(training, metrics=metrics, scores=scoring.scores, predictions=scoring.predictions, cost=cost)
+    return replace(
+        training,
+        metrics=metrics,
+        scores=scoring.scores,
+        predictions=scoring.predictions,
+        cost=cost,
+        messages={**training.messages, **scoring.messages},
+    )

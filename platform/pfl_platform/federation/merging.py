@@ -84,11 +84,13 @@ class Inputs:
 class Merged:
     """One module's result: for each target a delta in its rank and scale. A target of None asks for the whole result:
     a delta of whatever rank, or the dense matrix (d_out, d_in) where the method does not keep to factors. `report`
-    holds numbers for people (rank, truncation error, norm against the inputs' mean norm)."""
+    holds numbers for people (rank, truncation error, norm against the inputs' mean norm). shares: where every target
+    has a result of its own, how much of it came from each adapter, over all modules; rows of sum 1."""
 
     module: str
     deltas: tuple[Delta | Tensor, ...]
     report: Mapping[str, float] = field(default_factory=dict)
+    shares: tuple[tuple[float, ...], ...] = ()
 
 
 class Merger(ABC):

@@ -38,6 +38,7 @@ def _client_record(outcome: Outcome) -> dict[str, Any]:
         "scores": dict(outcome.scores),
         "predictions": outcome.predictions,
         "cost": asdict(outcome.cost),
+        "messages": dict(outcome.messages),
         "num_examples": outcome.num_examples,
     }
 

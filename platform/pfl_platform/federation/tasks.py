@@ -144,6 +144,8 @@ class Outcome:
     scores: Mapping[str, float] = field(default_factory=dict)  # cell key -> 0 to 100
     predictions: Address | None = None  # file of predictions in the store
     cost: Cost = field(default_factory=Cost)
+    messages: Mapping[str, Address] = field(default_factory=dict)
+    """"up", "down", "score" or "head" (as in `Cost`) -> a JSON text in the store: bytes that travelled, by tensor."""
 
     @property
     def new_state(self) -> Address:

@@ -12,7 +12,7 @@
 
 The first method runs as it was configured, and its cost is what is asked of the others. Numbers are rounded to the
 nearest whole one. A method that cannot run once for the price is refused. What happens before round 0 (an alignment,
-features) is in no budget, as it is done once however long the run is; answering test questions is in none either.
+features) is taken off its FLOPs, seconds or bytes; answering test questions is in no budget.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def solved(budget: Asked, probe: Probe, config: RunConfig) -> RunConfig:
         asked=budget.amount,
         expected=expected,
         per_step=more,
-        per_round=expected / rounds - steps * more,
+        per_round=(expected - probe.before(quantity)) / rounds - steps * more,
     )
     return with_budget(config, frozen, rounds, steps)
 

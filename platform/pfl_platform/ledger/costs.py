@@ -77,15 +77,16 @@ def held(budget: Mapping[str, Any], records: Sequence[Mapping[str, Any]], before
     """What `results.json` says of a run's budget. before: the cost of what came before round 0.
 
     name, quantity, method, asked, expected: as the run was given them (`config.Budget`). reached: the ledger's sum over
-    the rounds. deviation: of that from what was asked, in per cent. before: the same quantity before round 0, which is
-    part of none of these. spent: steps, flops, bytes and seconds of the rounds.
+    what came before round 0 and the rounds. deviation: of that from what was asked, in per cent. before: the part that
+    came before round 0; local steps are a client's, so none of them. spent: steps, flops, bytes and seconds, in all.
     """
     quantity = budget["quantity"]
-    sums = {name: spent(records, name) for name in QUANTITIES}
+    early = {name: amount(before, name) if name != "steps" else 0 for name in QUANTITIES}
+    sums = {name: spent(records, name) + early[name] for name in QUANTITIES}
     return {
         **budget,
         "reached": sums[quantity],
         "deviation": 100 * (sums[quantity] / budget["asked"] - 1),
-        "before": amount(before, quantity),
+        "before": early[quantity],
         "spent": sums,
     }

@@ -28,7 +28,7 @@ from pfl_platform.federation.cells import evaluated
 from pfl_platform.federation.components import ClientContext, Federation
 from pfl_platform.federation.rounds import Parts, context, drive, measures, one_round, prepare, select, trains
 from pfl_platform.federation.setup import Setup
-from pfl_platform.federation.tasks import Outcome, Task
+from pfl_platform.federation.tasks import Cost, Outcome, Task
 from pfl_platform.ledger.costs import amount
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.store import garbage
@@ -151,6 +151,7 @@ class _Engine:
 
     worker: Worker
     turns: list[_Turn] = field(default_factory=list)
+    before: list[Cost] = field(default_factory=list)
     keep: bool = False
 
     def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
@@ -158,7 +159,9 @@ class _Engine:
 
     def _one(self, task: Task) -> Outcome:
         if not self.keep:
-            return self.worker.execute(task)
+            outcome = self.worker.execute(task)
+            self.before.append(outcome.cost)
+            return outcome
         short = tuple(replace(phase, amount=min(phase.amount, MOST)) for phase in task.phases)
         clocks: list[Clock] = []
 
@@ -186,18 +189,24 @@ class Probe:
     _beside: dict[str, float] = field(default_factory=dict)  # seconds of a turn, by client
     _sent: dict[str, dict[Way, float]] = field(default_factory=dict)  # bytes of a turn, by client
     _rest: dict[int, list[_Turn]] = field(default_factory=dict)  # what was no client's turn, by round
+    _before: list[Cost] = field(default_factory=list)  # of preparation
 
     def cost(self, quantity: str, rounds: int, local_steps: int) -> float:
-        """FLOPs, bytes or seconds of a run of so many rounds and local steps; for `steps`, the local steps in it."""
+        """FLOPs, bytes or seconds of a run of so many rounds and local steps, preparation included; for `steps`, the
+        local steps in it."""
         config = self.fed.config.model_copy(update={"rounds": rounds, "local_steps": local_steps})
         fed = replace(self.fed, config=config)
-        found = 0.0
+        found = self.before(quantity)
         for index in range(rounds):
             for client in select(fed, index):
                 ctx = context(fed, client, index)
                 found += ctx.local_steps if quantity == "steps" else self._turn(ctx, quantity)
             found += self._others(fed, index, quantity) if quantity != "steps" else 0
         return found
+
+    def before(self, quantity: str) -> float:
+        """What comes before round 0; whatever an earlier run has computed costs what it cost then."""
+        return sum(amount(asdict(cost), quantity) for cost in self._before) if quantity != "steps" else 0.0
 
     def check(self, rounds: int, local_steps: int) -> None:
         """Raises `UserError` where a component cannot run so many."""
@@ -258,6 +267,7 @@ def probing(setup: Setup) -> Iterator[Probe]:
         probe = Probe(fed, parts)
         progress = drive(prepare(fed, parts), engine)
         engine.keep = True
+        probe._before = engine.before
         waiting = rounds_of(fed, parts)
         while waiting:
             index = waiting.pop(0)

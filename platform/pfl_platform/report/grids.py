@@ -122,7 +122,7 @@ def held(results: Results) -> tuple[str, ...]:
     if not found:
         return ()
     quantity = found["quantity"]
-    before = f" Before round 0: {amount_text(found['before'], quantity)} more." if found["before"] else ""
+    before = f" Of these {amount_text(found['before'], quantity)} before round 0." if found["before"] else ""
     return (
         f"Budget '{found['name']}', from '{found['method']}': {quantity} asked "
         f"{amount_text(found['asked'], quantity)}, reached {amount_text(found['reached'], quantity)} "
@@ -207,7 +207,7 @@ def _of_budgets(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(
         f"Budget '{name}', of all clients over all rounds: asked is what '{method}' was measured to take beforehand, "
         "reached what the ledger of the finished run says."
-        + (f" Before round 0, and in no budget: {', '.join(before)}." if before else "")
+        + (f" Of these before round 0: {', '.join(before)}." if before else "")
         for name, method in sorted(given)
     )
 

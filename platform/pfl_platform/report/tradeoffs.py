@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pfl_platform.evaluation.matrix import mean
+
+if TYPE_CHECKING:
+    from pfl_platform.store.run_folder import RunFolder
 
 Point = tuple[float, float]
 
 
-def tradeoff(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """ "flops" and "bytes" -> [(cost so far, Self), ...], means over clients.
+def tradeoff(
+    results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None = None
+) -> dict[str, list[Point]]:
+    """ "flops" and "bytes" -> [(cost so far, Self), ...], means over clients. before: the cost of preparation.
 
     FLOPs are those that were counted, of training and statistics; bytes the payload, up and down, that for evaluation
     included. What is booked on no single client (preparation, a server that trains) is shared among all of them.
     """
     clients = results["clients"]
     points: dict[str, list[Point]] = {"flops": [], "bytes": []}
-    spent = dict.fromkeys(points, 0.0)
+    early = before or {}
+    spent = {"flops": early.get("flops", 0.0), "bytes": early.get("up_payload", 0) + early.get("down_payload", 0)}
     for record in records:
         costs = [record["clients"][client]["cost"] for client in clients if client in record["clients"]]
         shared = record.get("shared_cost") or {}
@@ -33,6 +39,11 @@ def tradeoff(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
             for name, values in points.items():
                 values.append((spent[name] / len(clients), score))
     return points
+
+
+def of_run(results: Mapping[str, Any], run: RunFolder) -> dict[str, list[Point]]:
+    """`tradeoff` of a finished run."""
+    return tradeoff(results, run.rounds(), (run.read_prepare() or {}).get("cost"))
 
 
 def draw(found: Mapping[str, Mapping[str, Sequence[Point]]], folder: Path) -> list[Path]:

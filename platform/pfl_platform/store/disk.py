@@ -85,7 +85,8 @@ class DiskStore:
             fields = json.loads(self.outcome_path(digest).read_bytes())
             outcome = Outcome(**{**fields, "cost": Cost(**fields["cost"])})
             there = [self.tensor_path(address).exists() for address in (outcome.state, outcome.sent) if address]
-            there += [self.text_path(outcome.predictions).exists()] if outcome.predictions else []
+            texts = [*outcome.messages.values(), *([outcome.predictions] if outcome.predictions else [])]
+            there += [self.text_path(address).exists() for address in texts]
         except (OSError, ValueError, TypeError, KeyError, UserError):
             return None
         return outcome if all(there) else None
@@ -115,6 +116,7 @@ class DiskStore:
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """An outcome as JSON: its fields by name, the cost as fields of its own."""
     fields = {**vars(outcome), "metrics": dict(outcome.metrics), "scores": dict(outcome.scores)}
+    fields["messages"] = dict(outcome.messages)
     return {**fields, "cost": asdict(outcome.cost)}
 
 

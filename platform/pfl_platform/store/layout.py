@@ -84,7 +84,14 @@ def header(tensors: Tensors) -> bytes:
     >>> header({"a": torch.zeros(2, device="meta")})[8:].rstrip()
     b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     """
-    entries: dict[str, Any] = {}
+    text = _json(_entries(tensors))
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _entries(tensors: Tensors) -> dict[str, dict[str, Any]]:
+    """What the header says of each tensor, in the order of the file."""
+    entries: dict[str, dict[str, Any]] = {}
     start = 0
     for key in file_order(tensors):
         if key == "__metadata__":
@@ -93,9 +100,11 @@ def header(tensors: Tensors) -> bytes:
         stop = start + tensor.numel() * tensor.element_size()
         entries[key] = {"dtype": dtype_name(tensor), "shape": list(tensor.shape), "data_offsets": [start, stop]}
         start = stop
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return entries
+
+
+def _json(entries: Mapping[str, Any]) -> bytes:
+    return json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def file_chunks(tensors: Tensors) -> Iterator[Chunk]:
@@ -112,3 +121,21 @@ def file_length(tensors: Tensors) -> int:
     True
     """
     return len(header(tensors)) + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+ENVELOPE = "(envelope)"
+"""What of a file belongs to no tensor: the header's length, brackets, commas and padding."""
+
+
+def lengths(tensors: Tensors) -> dict[str, int]:
+    """Bytes of a file by tensor, its values and its entry in the header; the rest under `ENVELOPE`. They add up to
+    `file_length`.
+
+    >>> lengths({"a": torch.zeros(2)})   # 8 of values, 51 of header; 8 + 2 + 3 around it
+    {'a': 59, '(envelope)': 13}
+    """
+    found = {
+        key: entry["data_offsets"][1] - entry["data_offsets"][0] + len(_json({key: entry})) - 2
+        for key, entry in _entries(tensors).items()
+    }
+    return {**found, ENVELOPE: file_length(tensors) - sum(found.values())}

@@ -13,8 +13,8 @@ Every client gets a result of its own. In the space `ab` the factors A and B are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from pfl_platform.lowrank.blocks import Place
 from pfl_plugins.emr.config import EmrOptions
 from pfl_plugins.merging.operands import Field, Operand
 from pfl_plugins.merging.outcomes import Entries, Outcome
-from pfl_plugins.merging.rules import Bound, Rule, per_adapter
+from pfl_plugins.merging.rules import Bound, Rule, Sharing, per_adapter
 
 
 def elect(stack: Tensor, weights: Sequence[float]) -> Tensor:
@@ -42,20 +42,23 @@ def masked(own: Tensor, unified: Tensor) -> Tensor:
     return own.sign().mul_(unified.sign()).clamp_min_(0).mul_(unified)
 
 
-@dataclass
 class _Sizes:
-    """Numerators and denominators of the rescalers, one per client."""
+    """Numerators and denominators of the rescalers, one per client; and how much of each client's masked vector is
+    whose entries, (K, K)."""
 
-    own: list[float] = field(default_factory=list)
-    kept: list[float] = field(default_factory=list)
+    def __init__(self, count: int) -> None:
+        self.own = torch.zeros(count, dtype=torch.float64)
+        self.kept = torch.zeros(count, dtype=torch.float64)
+        self.whose = torch.zeros(count, count, dtype=torch.float64)
 
-    def add(self, own: Sequence[float], kept: Sequence[float], share: float) -> None:
-        self.own = [a + share * b for a, b in zip(self.own or [0.0] * len(own), own, strict=True)]
-        self.kept = [a + share * b for a, b in zip(self.kept or [0.0] * len(kept), kept, strict=True)]
+    def add(self, other: _Sizes, share: float) -> None:
+        self.own += share * other.own
+        self.kept += share * other.kept
+        self.whose += other.whose
 
     def rescaler(self, k: int) -> float:
         """l_k; 1 where nothing of the unified vector is left to rescale."""
-        return self.own[k] / self.kept[k] if self.kept[k] > 0 else 1.0
+        return float(self.own[k] / self.kept[k]) if self.kept[k] > 0 else 1.0
 
 
 _HOLD = 2**23
@@ -84,41 +87,61 @@ class Emr(Rule):
         weights = field.inputs.weights
         sizes: dict[str, _Sizes] = {}
         for operand in field:
-            own, kept = _sums(operand, weights)
+            found = _sums(operand, weights)
             share = 1.0 / operand.numel if self.options.rescaler == "tensor_mean" else 1.0
-            sizes.setdefault(operand.part, _Sizes()).add(own, kept, share)
-
-        held: dict[str, Tensor] = {}
-
-        def outcome(operand: Operand, turn: int) -> Outcome:
-            rescaler = sizes[operand.part].rescaler(turn)
-            if operand.numel > _HOLD:
-
-                def entries(block: Tensor, _place: Place) -> Tensor:
-                    return rescaler * masked(block[turn], elect(block, weights))
-
-                return Entries(operand, entries)
-            if operand.name not in held:  # clients are asked for one after another, module by module
-                if not any(name.startswith(f"{operand.module}/") for name in held):
-                    held.clear()
-                held[operand.name] = operand.dense(lambda block, _: elect(block, weights))
-            unified = held[operand.name]
-
-            def own(block: Tensor, place: Place) -> Tensor:
-                return rescaler * masked(block[0], unified[place])
-
-            return Entries(replace(operand, deltas=(operand.deltas[turn],)), own)
-
-        return outcome
+            sizes.setdefault(operand.part, _Sizes(len(operand))).add(found, share)
+        return _Elected(weights, sizes)
 
 
-def _sums(operand: Operand, weights: Sequence[float]) -> tuple[list[float], list[float]]:
-    """`sum |T_k|` and `sum |M_k T_uni|` of one operand, per client."""
-    own = torch.zeros(len(operand), dtype=torch.float64)
-    kept = torch.zeros(len(operand), dtype=torch.float64)
+class _Elected(Sharing):
+    """The rule once the rescalers are known."""
+
+    def __init__(self, weights: Sequence[float], sizes: Mapping[str, _Sizes]) -> None:
+        self._weights, self._sizes = weights, sizes
+        self._held: dict[str, Tensor] = {}
+
+    @property
+    def shares(self) -> tuple[tuple[float, ...], ...]:
+        """Of a client's result, by the sum of absolute entries, what was elected from whom: the entry is of whoever has
+        the largest of its sign. All its own where nothing is left."""
+        rows = []
+        count = len(self._weights)
+        for k in range(count):
+            row = sum((sizes.rescaler(k) * sizes.whose[k] for sizes in self._sizes.values()), torch.zeros(count))
+            total = float(row.sum())
+            rows.append(tuple(float(value) / total if total > 0 else float(j == k) for j, value in enumerate(row)))
+        return tuple(rows)
+
+    def __call__(self, operand: Operand, turn: int) -> Outcome:
+        rescaler = self._sizes[operand.part].rescaler(turn)
+        if operand.numel > _HOLD:
+
+            def entries(block: Tensor, _place: Place) -> Tensor:
+                return rescaler * masked(block[turn], elect(block, self._weights))
+
+            return Entries(operand, entries)
+        held = self._held
+        if operand.name not in held:  # clients are asked for one after another, module by module
+            if not any(name.startswith(f"{operand.module}/") for name in held):
+                held.clear()
+            held[operand.name] = operand.dense(lambda block, _: elect(block, self._weights))
+        unified = held[operand.name]
+
+        def own(block: Tensor, place: Place) -> Tensor:
+            return rescaler * masked(block[0], unified[place])
+
+        return Entries(replace(operand, deltas=(operand.deltas[turn],)), own)
+
+
+def _sums(operand: Operand, weights: Sequence[float]) -> _Sizes:
+    """`sum |T_k|`, `sum |M_k T_uni|`, and of the latter what is whose, of one operand."""
+    found = _Sizes(len(operand))
     for _, block in operand.blocks():
         unified = elect(block, weights)
+        holders = (block == unified).flatten(1).T.to(block.dtype)
         for k, entries in enumerate(block):
-            own[k] += float(entries.abs().sum())
-            kept[k] += float(masked(entries, unified).abs_().sum())
-    return own.tolist(), kept.tolist()
+            found.own[k] += float(entries.abs().sum())
+            kept = masked(entries, unified).abs_()
+            found.kept[k] += float(kept.sum())
+            found.whose[k] += (kept.flatten() @ holders).double()
+    return found

@@ -15,7 +15,7 @@ from pfl_platform.distillation.public import PublicSet, check_matching, learning
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.distillation.vocabularies import width
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import EVERYBODY, handed_on, mean_for, of_backbone, sizes
+from pfl_platform.federation.groups import EVERYBODY, handed_on, mean_for, of_backbone, sizes, weighed
 from pfl_platform.federation.tasks import Program
 from pfl_platform.training.surfaces import Loss, View
 from pfl_plugins.fedet.config import Config
@@ -62,8 +62,9 @@ class FedET(Aggregator):
         common = EVERYBODY.of(next(iter(averages.values()), {}))  # the same in all of them
         stored = {name: fed.store.put(tensors) for name, tensors in averages.items()}
         addresses = handed_on(fed, {**state.tensors, **stored}, common, found)
+        table = weighed(fed, updates, examples=self.config.weighting == "examples")
         if not found or self.config.server == "group_average":
-            return ServerState(addresses)
+            return ServerState(addresses, report={"weights": table})
         exchange = Exchange(
             fed,
             PublicSet.of(fed, self.config.samples),
@@ -73,7 +74,7 @@ class FedET(Aggregator):
         said, report = yield from self._ensemble(exchange, everyone, addresses, round_index)
         if self.config.back == "distil":
             yield from self._back(exchange, said, found, addresses, round_index)
-        return ServerState(addresses, report=report)
+        return ServerState(addresses, report={"weights": table, **report})
 
     def _ensemble(
         self, exchange: Exchange, updates: Sequence[Update], addresses: dict[str, str], round_index: int

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pfl_platform.data import Sample
 from pfl_platform.distillation.spans import MatchPlan, only
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.setup import public_digest
-from pfl_platform.federation.tasks import Address, Program, Task
+from pfl_platform.federation.tasks import Address, Cost, Program, Task
 from pfl_platform.store.pins import software
 from pfl_platform.training.streams import Epochs
 from pfl_platform.training.surfaces import Optim, Output, Phase, Source, Statistic, Step, View
@@ -46,15 +46,20 @@ def align(fed: Federation, options: Alignment) -> Program[Mapping[str, Address]]
     tasks = []
     for name in targets:
         known = _read(fed, options, pivot, name, samples)
-        if known is not None:
-            aligned[name] = fed.store.put(known)
-        else:
-            tasks.append(_task(fed, options, pivot, name, samples, sites))
-    outcomes = (yield tasks) if tasks else {}
+        task = _task(fed, options, pivot, name, samples, sites)
+        tasks.append(task if known is None else _done(fed, task, *known))
+    outcomes = yield tasks
     for task in tasks:
-        address = aligned[task.backbone] = outcomes[task.actor].new_state
-        _write(fed, options, pivot, task.backbone, samples, fed.store.get(address))
+        outcome = outcomes[task.actor]
+        aligned[task.backbone] = outcome.new_state
+        if task.recorded is None:
+            _write(fed, options, pivot, task.backbone, samples, fed.store.get(outcome.new_state), outcome.cost)
     return aligned
+
+
+def _done(fed: Federation, task: Task, tensors: Tensors, cost: Cost) -> Task:
+    """The task as another run has done it, at the cost that it had there."""
+    return Task(task.actor, task.stage, task.round_index, task.backbone, state=fed.store.put(tensors), recorded=cost)
 
 
 def needs_alignment(fed: Federation, options: Alignment) -> bool:
@@ -238,19 +243,28 @@ def _cache_file(fed: Federation, options: Alignment, pivot: str, target: str, sa
 
 def _read(
     fed: Federation, options: Alignment, pivot: str, target: str, samples: Sequence[Sample]
-) -> dict[str, Tensor] | None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+) -> tuple[dict[str, Tensor], Cost] | None:
+    from safetensors import SafetensorError, safe_open
 
     file = _cache_file(fed, options, pivot, target, samples)
+    if file is None or not file.is_file():
+        return None
     try:
-        return load_file(str(file)) if file is not None and file.is_file() else None
-    except (SafetensorError, OSError):
-        return None  # a cache entry that is damaged or cannot be read is made anew
+        with safe_open(str(file), "pt") as content:
+            cost = Cost(**json.loads((content.metadata() or {})["cost"]))
+            return {key: content.get_tensor(key) for key in content.keys()}, cost  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None  # a cache entry that is damaged, or says no cost, or cannot be read is made anew
 
 
 def _write(
-    fed: Federation, options: Alignment, pivot: str, target: str, samples: Sequence[Sample], tensors: Tensors
+    fed: Federation,
+    options: Alignment,
+    pivot: str,
+    target: str,
+    samples: Sequence[Sample],
+    tensors: Tensors,
+    cost: Cost,
 ) -> None:
     from safetensors.torch import save_file
 
@@ -260,7 +274,7 @@ def _write(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file(dict(tensors), str(draft))
+        save_file(dict(tensors), str(draft), {"cost": json.dumps(asdict(cost))})
         draft.replace(file)
     except OSError:
         return  # a cache that cannot be written is no reason to stop

@@ -58,6 +58,7 @@ class _Results:
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     alignment: dict[str, list[float]] = field(default_factory=dict)
+    shares: tuple[tuple[float, ...], ...] = ()
     sent: int = 0
 
     def put(self, place: str, module: str, delta: Delta | Tensor) -> None:
@@ -142,7 +143,7 @@ class MergingAggregator(Aggregator):
         addresses: dict[str, Address] = dict(state.tensors)
         fresh: dict[str, Any] = dict(state.meta.get("fresh", {}))
         sent: dict[str, int] = dict(state.meta.get("sent", {}))
-        report: dict[str, Any] = {"space": self._merger.space, "backbones": {}}
+        report: dict[str, Any] = {"space": self._merger.space, "weights": {}, "backbones": {}}
         for backbone in sorted({update.backbone for update in updates}):
             mine = sorted(
                 (update for update in updates if update.backbone == backbone), key=lambda item: item.client_id
@@ -162,6 +163,7 @@ class MergingAggregator(Aggregator):
                 fresh[backbone] = {"round": round_index, "slots": sorted({m.split("/")[0] for m in group.modules})}
                 sent[backbone] = sent.get(backbone, 0) + results.sent
             report["backbones"][backbone] = summary(results)
+            report["weights"] |= self._weights(fed, group, results)
         meta = {"fresh": fresh, "sent": sent} if self.config.relora else {}
         return ServerState(addresses, meta, report)
 
@@ -227,6 +229,7 @@ class MergingAggregator(Aggregator):
         known = state.tensors.get(places[0]) if self.config.relora else None
         for merged in self._merger.merge(inputs, targets):
             results.rows[merged.module] = dict(merged.report)
+            results.shares = merged.shares
             self._align(inputs, merged, results)
             for place, delta in zip(places, merged.deltas, strict=True):
                 if self.config.relora:
@@ -234,6 +237,15 @@ class MergingAggregator(Aggregator):
                 else:
                     results.put(place, merged.module, delta)
         return results
+
+    def _weights(self, fed: Federation, group: _Group, results: _Results) -> dict[str, dict[str, float]]:
+        """Client -> contributor -> weight: what the rule was given, or, where results are personal, how much of each
+        came from whom."""
+        names = [update.client_id for update in group.updates]
+        if self._merger.personal:
+            return {name: dict(zip(names, row, strict=True)) for name, row in zip(names, results.shares, strict=False)}
+        row = dict(zip(names, group.weights, strict=True))
+        return {client: row for client, backbone in fed.backbone_of.items() if backbone == group.backbone}
 
     def _align(self, inputs: Inputs, merged: Merged, results: _Results) -> None:
         """SAR of every client with the merged delta, or with its own where results are personal."""

@@ -11,7 +11,7 @@ from pfl_platform.lowrank.deltas import norm
 from pfl_plugins.knots.space import KnotsSpace
 from pfl_plugins.merging.config import MergeConfig
 from pfl_plugins.merging.outcomes import Fit, Refit
-from pfl_plugins.merging.rules import Rule
+from pfl_plugins.merging.rules import Rule, Sharing
 from pfl_plugins.merging.spaces import DeltaSpace, FactorSpace, Space, WeightSpace
 
 
@@ -60,6 +60,7 @@ class SpaceMerger(Merger):
             )
         field = space.field(inputs)
         bound = self.rule.bind(field)
+        shares = bound.shares if isinstance(bound, Sharing) else ()
         for module in inputs.modules:
             how = self._refit(inputs, module)
             operands = field.read(module)
@@ -67,7 +68,7 @@ class SpaceMerger(Merger):
             for turn, part in enumerate([[target] for target in targets] if self.personal else [list(targets)]):
                 outcomes = [bound(operand, turn) for operand in operands]
                 fits += space.assembled(inputs, module, outcomes).fit(part, how)
-            yield Merged(module, tuple(fit.delta for fit in fits), described(inputs, module, fits))
+            yield Merged(module, tuple(fit.delta for fit in fits), described(inputs, module, fits), shares)
 
     def _refit(self, inputs: Inputs, module: str) -> Refit:
         config = self.config

@@ -15,6 +15,18 @@ Bound: TypeAlias = Callable[[Operand, int], Outcome]
 """What a rule makes of one operand; the number says for which adapter, where a rule is personal."""
 
 
+class Sharing(ABC):
+    """A bound rule (`Bound`) that knows how much of each adapter's result came from which one."""
+
+    @property
+    @abstractmethod
+    def shares(self) -> tuple[tuple[float, ...], ...]:
+        """A row per result, of sum 1."""
+
+    @abstractmethod
+    def __call__(self, operand: Operand, turn: int) -> Outcome: ...
+
+
 class Rule(ABC):
     """A rule for combining K matrices.
 

@@ -14,7 +14,7 @@ from pfl_platform.distillation.predictions import Predicted
 from pfl_platform.distillation.public import PublicSet, check_matching, learning, mixed
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import EVERYBODY, handed_on, mean_for, of_backbone, sizes
+from pfl_platform.federation.groups import EVERYBODY, handed_on, mean_for, of_backbone, sizes, weighed
 from pfl_platform.federation.tasks import Address, Program, Task
 from pfl_plugins.perada.config import ServerConfig
 from pfl_plugins.perada.equations import parts
@@ -60,6 +60,7 @@ class PerAda(Aggregator):
         weights = sizes(everyone, examples=self.config.weighting == "examples")
         averages = {name: mean_for(name, everyone, weights) for name in by_backbone(fed, everyone)}
         common = EVERYBODY.of(next(iter(averages.values()), {}))  # the same in all of them, until they learn
+        table = weighed(fed, updates, examples=self.config.weighting == "examples")
         report = {}
         if averages and (not self.config.rounds or round_index < self.config.rounds):
             students = yield from self._distilled(fed, averages, everyone, round_index)
@@ -72,7 +73,9 @@ class PerAda(Aggregator):
                     "kept": student.found.index((distance, kept)),
                 }
         addresses = {**state.tensors, **{name: fed.store.put(tensors) for name, tensors in averages.items()}}
-        return ServerState(handed_on(fed, addresses, common, averages), report={"distillation": report})
+        return ServerState(
+            handed_on(fed, addresses, common, averages), report={"weights": table, "distillation": report}
+        )
 
     def _distilled(
         self, fed: Federation, averages: Mapping[str, dict[str, Tensor]], updates: Sequence[Update], round_index: int

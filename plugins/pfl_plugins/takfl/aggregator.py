@@ -16,7 +16,7 @@ from pfl_platform.distillation.public import PublicSet, check_matching, learning
 from pfl_platform.distillation.targets import Targets, own
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.federation.components import Aggregator, Federation, Needs, ServerState, Update, Updates
-from pfl_platform.federation.groups import mean, of_backbone, sizes
+from pfl_platform.federation.groups import mean, of_backbone, sizes, weighed
 from pfl_platform.federation.tasks import Address, Program
 from pfl_platform.training.surfaces import Loss, View
 from pfl_plugins.takfl.config import Config
@@ -90,7 +90,8 @@ class Takfl(Aggregator):
             teachers = vectors[one.backbone]
             done = merged(fed.store.get(one.start), list(teachers.values()), lambdas[one.backbone])
             addresses[one.backbone] = fed.store.put(done)
-        return ServerState(addresses, report=_report(vectors, lambdas, shares))
+        table = weighed(fed, updates, examples=config.weighting == "examples")
+        return ServerState(addresses, report={"weights": table, **_report(vectors, lambdas, shares)})
 
     def _initial(
         self, exchange: Exchange, prototypes: Sequence[Prototype], round_index: int
