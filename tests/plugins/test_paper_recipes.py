@@ -14,6 +14,7 @@ from pfl_platform.federation.setup import build
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver, recipes, rows_of, written_in
 from pfl_platform.settings import read
+from text_support import make_commonsense, make_flan
 
 FILES = {name: files[0] for name, files in recipes().items() if "pfl_" in str(files[0])}
 TABLES = {name for name in FILES if name.startswith(("osrm-", "guidance-", "potara-"))}
@@ -23,17 +24,21 @@ TINY = {
     "t5": "tiny-t5",
     "llama": "tiny-llama-s",
     "vit": "tiny-vit",
+    "qwen": "tiny-llama-s",
 }
-UNPUBLISHED = {"FedALT"}
+UNPUBLISHED = {"FedALT", "Fisher Merging"}
 """Rows of methods that a paper has in other tables."""
 manager = PluginManager()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten tasks in the form of Super-NaturalInstructions, with pictures in the form of CIFAR-100 beside them."""
+    """Ten tasks in the form of Super-NaturalInstructions, and beside them pictures in the form of CIFAR-100 and tasks in
+    the forms of FLAN and LLM-Adapters."""
     root = tmp_path_factory.mktemp("sni")
     write_cifar(root)
+    make_flan(root, "flan8")
+    make_commonsense(root, train=14)
     (root / "tasks").mkdir()
     (root / "splits" / "default").mkdir(parents=True)
     names = [f"task{number:03d}_sums" for number in range(10)]
@@ -55,7 +60,7 @@ def resolver() -> Resolver:
 def small(written: dict[str, Any], sni: Path) -> dict[str, Any]:
     """Options that put tiny data and a tiny backbone in the place of what a recipe names."""
     benchmark = written.get("benchmark", {}).get("name")
-    if benchmark not in ("glue", "sni", "cifar100"):
+    if benchmark not in ("glue", "sni", "cifar100", "commonsense", "flan8"):
         return {}
     root = Path(__file__).parents[1] / "data" / "glue" if benchmark == "glue" else sni
     backbone = next(tiny for part, tiny in TINY.items() if part in written["backbones"]["*"])
@@ -109,6 +114,8 @@ def test_published_numbers_go_with_every_row_of_a_table(name: str, resolver: Res
         ("guidance-table3-small", "FedAvg, SAR"),
         ("potara-table2", "Fisher Merging"),
         ("potara-table2-small", "Potara"),
+        ("potara-table6", "FedIT"),
+        ("potara-table9", "Potara"),
     ],
 )
 def test_a_row_can_start(name: str, row: str, resolver: Resolver, data: Path) -> None:
