@@ -92,6 +92,12 @@ class ClientOptions(Section):
     adapter: dict[str, Any] = Field(default_factory=dict, description="options laid over those of the run's adapter")
 
 
+class MetricOptions(Section):
+    """Options of one metric, which the metric itself checks."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class Budget(Section):
     """What a run that is compared may cost; solved from measured costs before any run began. All numbers are of whole
     runs: what comes before round 0, every client, all rounds, and what the server trains in them. See
@@ -154,5 +160,8 @@ class RunConfig(Section):
     training: Training = Field(default_factory=Training)
     stream: Stream = Field(default_factory=Stream)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    metrics: dict[str, MetricOptions] = Field(
+        default_factory=dict, description="options of metrics that the benchmark's tasks are scored by"
+    )
     public: Public = Field(default_factory=Public)
     engine: EngineOptions = Field(default_factory=EngineOptions)

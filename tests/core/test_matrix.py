@@ -134,6 +134,7 @@ def test_the_whole_report() -> None:
         "shared_cost",
         "tuning",
         "budget",
+        "notes",
         "config",
     ]
     assert (found["method"], found["seed"], found["evaluated"]) == ("mine", 3, [5, 10])
@@ -184,10 +185,14 @@ def test_a_run_on_disk_is_reported_from_its_records() -> None:
     )
     clients = [SimpleNamespace(client_id="b"), SimpleNamespace(client_id="a")]
     setup = SimpleNamespace(
-        config=config, benchmark=SimpleNamespace(name="bench", clients=clients), backbone_of={"a": "tiny", "b": "tiny"}
+        config=config,
+        benchmark=SimpleNamespace(name="bench", clients=clients),
+        backbone_of={"a": "tiny", "b": "tiny"},
+        metrics={"one": SimpleNamespace(notes=("Said of one.",)), "other": SimpleNamespace(notes=())},
     )
     found = m.results(folder, setup)  # type: ignore[arg-type]
     assert list(found["clients"]) == ["b", "a"]
+    assert found["notes"] == ["Said of one."]
     assert found["evaluated"] == [1, 3]
     assert found["clients"]["a"]["self"] == {"last": 30.0, "auc": 20.0, "baseline": 1.0, "gain": 29.0}
     assert found["clients"]["b"]["others"] == {"last": 7.0, "auc": 6.0, "baseline": 1.0, "gain": 6.0}

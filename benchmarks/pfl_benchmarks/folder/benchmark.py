@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from pfl_benchmarks.folder.content import samples_of
-from pfl_benchmarks.folder.options import FolderOptions
+from pfl_benchmarks.folder.options import ReadingOptions
 from pfl_benchmarks.folder.pictures import Pictures
 from pfl_benchmarks.folder.public import read_public
 from pfl_benchmarks.folder.splits import Overlap
@@ -21,9 +21,10 @@ class FolderBenchmark:
     """A `Benchmark` read from files."""
 
     fixed: FixedBenchmark
-    options: FolderOptions
+    options: ReadingOptions
     pictures: Pictures
     overlap: tuple[Overlap, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,7 +62,7 @@ class FolderBenchmark:
     @property
     def notes(self) -> tuple[str, ...]:
         """One sentence on each task whose test records stand in training data; see `pfl_platform.data.Noting`."""
-        return tuple(
+        return self.remarks + tuple(
             f"Of {line.num_test} test records of the task '{line.task}', {line.in_any_train} stand in training data "
             f"too, {line.in_own_train} of them in the task's own."
             for line in self.overlap

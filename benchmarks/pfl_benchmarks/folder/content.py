@@ -30,7 +30,8 @@ def digest_of(
     def note_samples(samples: Iterable[Sample]) -> None:
         for sample in samples:
             turns = [(turn.human, turn.answer) for turn in sample.turns]
-            note(sample.id, turns, [pictures.describe(path) for path in paths_of(sample)])
+            accepted = [sample.references, sample.options] if sample.references else []
+            note(sample.id, turns, [pictures.describe(path) for path in paths_of(sample)], *accepted)
 
     def note_task(task: TaskData) -> None:
         note("task", task.name, task.kind, task.metric)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from pfl_benchmarks.folder.benchmark import FolderBenchmark
 from pfl_benchmarks.folder.content import digest_of, samples_of
 from pfl_benchmarks.folder.files import confined
-from pfl_benchmarks.folder.options import FolderOptions
+from pfl_benchmarks.folder.options import FolderOptions, ReadingOptions
 from pfl_benchmarks.folder.pictures import Pictures
 from pfl_benchmarks.folder.public import FOLDER as PUBLIC
 from pfl_benchmarks.folder.public import read_public
@@ -27,18 +27,42 @@ PROPOSABLE = ("rounds", "local_steps", "cohort", "training", "stream", "evaluati
 """Run settings that a folder may propose in its `defaults.yaml`."""
 
 
+Source = Callable[[TaskSlot, str], "list[Sample] | None"]
+"""(task, split) -> its samples, where they come from other files than the form's; None where they do not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who has which tasks, and where their files lie.
+
+    name: the benchmark's. root: the folder that holds `dataset/`. where: what errors call the scenario. unseen: tasks
+    that nobody trains on, each with what errors call its scenario. public: a public set's file or folder. source: asked
+    first for every task's samples.
+    """
+
+    name: str
+    root: Path
+    where: str
+    clients: Sequence[ScenarioClient]
+    unseen: Sequence[tuple[str, ScenarioClient]] = ()
+    public: Path | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
+
+
 @dataclass
 class _Loader:
     """State of one load: what was read so far, so that a file used by several clients is read once."""
 
-    options: FolderOptions
+    options: ReadingOptions
     root: Path
+    source: Source | None
     pictures: Pictures
     named: dict[str, tuple[str, str]] = field(default_factory=dict)
     read: dict[TaskSlot, tuple[list[Sample], list[Sample]]] = field(default_factory=dict)
     tasks: dict[TaskSlot, TaskData] = field(default_factory=dict)
 
-    def read_tasks(self, client: ScenarioClient, scenario: Path) -> None:
+    def read_tasks(self, client: ScenarioClient, scenario: str) -> None:
         """Reads the record files of a client and notes their pictures."""
         for slot in client.tasks:
             if (other := self.named.setdefault(slot.name, slot.data)) != slot.data:
@@ -51,9 +75,12 @@ class _Loader:
                 self.read[slot] = (train, self._read_split(client, slot, "test", self.options.max_test, scenario))
 
     def _read_split(
-        self, client: ScenarioClient, slot: TaskSlot, split: str, limit: int | None, scenario: Path
+        self, client: ScenarioClient, slot: TaskSlot, split: str, limit: int | None, scenario: str
     ) -> list[Sample]:
         file = slot.file(self.root, split)
+        found = self.source(slot, split) if self.source is not None else None
+        if found is not None:
+            return list(capped(found, limit, self.options.data_seed, "cap", slot.name, split).values())
         if not file.is_file():
             raise UserError(f"{scenario}: the client '{client.client_id}' needs {file}, which does not exist.")
         confined(file, self.root)
@@ -77,7 +104,7 @@ class _Loader:
             self.tasks[slot] = TaskData(slot.name, slot.kind, slot.metric, *parts, tuple(test), group=slot.dataset)
         return keys
 
-    def backbones(self, clients: Sequence[ScenarioClient], scenario: Path) -> list[str]:
+    def backbones(self, clients: Sequence[ScenarioClient], scenario: str) -> list[str]:
         """Per client the backbone that the options or the scenario propose."""
         chosen, models = self.options.backbone_map, {client.model_id for client in clients}
         if unused := next((model for model in chosen if model not in models), None):
@@ -104,12 +131,29 @@ def load(options: FolderOptions) -> FolderBenchmark:
         raise UserError(f"{root} has no folder 'dataset'; name the folder that holds it.")
     scenario = find_scenario(path, options.scenario)
     clients = read_scenario(scenario)
+    files = [find_scenario(path, name) for name in options.unseen]
+    return assemble(
+        Plan(
+            path.resolve().name,
+            root,
+            str(scenario),
+            clients,
+            unseen=[(str(file), client) for file in files for client in read_scenario(file)],
+            public=confined(path / PUBLIC, path) if (path / PUBLIC).is_dir() else None,
+            defaults=_proposed(path, clients),
+        ),
+        options,
+    )
 
-    loader = _Loader(options, root, Pictures(options.max_pixels))
-    backbones = loader.backbones(clients, scenario)
+
+def assemble(plan: Plan, options: ReadingOptions) -> FolderBenchmark:
+    """Reads and checks all that a plan names."""
+    clients = plan.clients
+    loader = _Loader(options, plan.root, plan.source, Pictures(options.max_pixels))
+    backbones = loader.backbones(clients, plan.where)
     for client in clients:
-        loader.read_tasks(client, scenario)
-    unseen = _read_unseen(loader, clients)
+        loader.read_tasks(client, plan.where)
+    unseen = _read_unseen(loader, plan)
     loader.pictures.check(options.check)
     keys = loader.split_tasks()
 
@@ -118,31 +162,27 @@ def load(options: FolderOptions) -> FolderBenchmark:
         for client, backbone in zip(clients, backbones, strict=True)
     )
     unseen_tasks = tuple(loader.tasks[slot] for slot in unseen)
-    public = options.public or (confined(path / PUBLIC, path) if (path / PUBLIC).is_dir() else None)
+    public = options.public or plan.public
     sets = _public_sets(options, public, samples_of(loader.tasks.values()), loader.pictures) if public else {}
     content = digest_of(data, unseen_tasks, sets, loader.pictures)
-    fixed = FixedBenchmark(path.resolve().name, data, content, unseen_tasks, _proposed(path, clients), sets)
+    fixed = FixedBenchmark(plan.name, data, content, unseen_tasks, plan.defaults, sets)
     return FolderBenchmark(fixed, options, loader.pictures, overlaps(loader.tasks.values(), keys))
 
 
-def _read_unseen(loader: _Loader, clients: Sequence[ScenarioClient]) -> list[TaskSlot]:
-    """Reads the tasks of the scenario files that the option `unseen` names; clients may not train on them."""
-    trained = {slot.data for client in clients for slot in client.tasks}
+def _read_unseen(loader: _Loader, plan: Plan) -> list[TaskSlot]:
+    """Reads the tasks that nobody may train on."""
+    trained = {slot.data for client in plan.clients for slot in client.tasks}
     unseen: dict[TaskSlot, None] = {}
-    for name in loader.options.unseen:
-        file = find_scenario(loader.options.path or loader.root, name)
-        for client in read_scenario(file):
-            if clash := next((slot.name for slot in client.tasks if slot.data in trained), None):
-                raise UserError(
-                    f"{file}: the task '{clash}' is not unseen, as a client of this federation trains on it."
-                )
-            loader.read_tasks(client, file)
-            unseen.update(dict.fromkeys(client.tasks))
+    for where, client in plan.unseen:
+        if clash := next((slot.name for slot in client.tasks if slot.data in trained), None):
+            raise UserError(f"{where}: the task '{clash}' is not unseen, as a client of this federation trains on it.")
+        loader.read_tasks(client, where)
+        unseen.update(dict.fromkeys(client.tasks))
     return list(unseen)
 
 
 def _public_sets(
-    options: FolderOptions, path: Path, clients: Sequence[Sample], pictures: Pictures
+    options: ReadingOptions, path: Path, clients: Sequence[Sample], pictures: Pictures
 ) -> Mapping[str, Sequence[Sample]]:
     return read_public(
         path,

@@ -14,16 +14,11 @@ def _names(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-class FolderOptions(BaseModel):
-    """Options of the benchmark `folder`."""
+class ReadingOptions(BaseModel):
+    """How a federation in the folder form is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    path: Path | None = Field(None, description="the folder that holds `dataset/` and the scenario")
-    scenario: str | None = Field(None, description="scenario file, by name or path; default: the only one")
-    unseen: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
-        (), description="scenario files of tasks that no client trains on"
-    )
     root: Path | None = Field(None, description="the folder that holds `dataset/`, where it is not `path`")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="share of each task's train records held out")
     data_seed: int = Field(0, description="seed of the validation cut and the caps; the run's seed is another")
@@ -37,4 +32,14 @@ class FolderOptions(BaseModel):
     max_pixels: int = Field(MOST_PIXELS, ge=1, description="a picture with more pixels is refused")
     check: Check = Field(
         "auto", description="auto: decode the first 5,000 pictures, read beginning and end of the rest; full; header"
+    )
+
+
+class FolderOptions(ReadingOptions):
+    """Options of the benchmark `folder`."""
+
+    path: Path | None = Field(None, description="the folder that holds `dataset/` and the scenario")
+    scenario: str | None = Field(None, description="scenario file, by name or path; default: the only one")
+    unseen: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="scenario files of tasks that no client trains on"
     )

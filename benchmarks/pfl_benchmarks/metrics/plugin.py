@@ -1,4 +1,4 @@
-"""Scores of predictions: choice, exact, token_f1, rouge_l, rouge_1, matthews and pearson-spearman.
+"""Scores of predictions: choice, exact, token_f1, rouge_l, rouge_1, gsm8k, matthews and pearson-spearman.
 
 Importing this module imports none of torch, rouge-score, scikit-learn and scipy.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NoOptions(BaseModel):
-    """`choice`, `exact` and `matthews` have no options."""
+    """`choice`, `exact`, `gsm8k` and `matthews` have no options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,6 +55,7 @@ OPTIONS: Mapping[str, type[NoOptions]] = {
     "token_f1": TokenF1Options,
     "rouge_l": RougeLOptions,
     "rouge_1": Rouge1Options,
+    "gsm8k": NoOptions,
     "matthews": NoOptions,
     "pearson-spearman": PearsonSpearmanOptions,
 }

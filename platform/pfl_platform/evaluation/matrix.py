@@ -140,6 +140,7 @@ def report_of(
     shared_costs: Mapping[str, float] | None = None,
     tuning: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
@@ -162,6 +163,7 @@ def report_of(
         shared_cost   the same fields; null where not booked
         tuning        what was tried and chosen on validation samples (`federation.tuning.record`); null without
         budget        asked and reached (`ledger.costs.held`); null for a run without one
+        notes         what the metrics say of their scores
         config        the whole configuration, with the values that were chosen
     """
     last = max(matrix, default=None)
@@ -194,6 +196,7 @@ def report_of(
         "shared_cost": None if shared_costs is None else total([shared_costs]),
         "tuning": None if tuning is None else dict(tuning),
         "budget": None if budget is None else dict(budget),
+        "notes": list(notes),
         "config": dict(config),
     }
 
@@ -224,6 +227,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
         shared_costs=total(item for item in shared if item is not None),
         tuning=folder.read_tuning(),
         budget=held(config["budget"], rounds, prepared.get("cost") or {}) if config["budget"] else None,
+        notes=[note for metric in setup.metrics.values() for note in metric.notes],
     )
 
 

@@ -21,6 +21,11 @@ class Metric(ABC):
 
     name: str
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader of the scores has to know; sentences that stand beside the results."""
+        return ()
+
     @abstractmethod
     def score(self, prediction: str, sample: Sample) -> float:
         """Of one item, between 0 and 1."""

@@ -19,7 +19,7 @@ from pfl_platform.backbones import Backbone
 from pfl_platform.config import Choice, RunConfig
 from pfl_platform.data import Benchmark, FilePicture, Picture, Sample, TaskData
 from pfl_platform.engines.worker import Worker, Workplace
-from pfl_platform.errors import UserError
+from pfl_platform.errors import UserError, nearest
 from pfl_platform.evaluation.generate import Judge
 from pfl_platform.evaluation.surfaces import Cell, Metric, Split
 from pfl_platform.federation.checks import (
@@ -145,7 +145,12 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     check_modality(config, benchmark, backbone_of, load, parts)
     names = {task.metric for client in benchmark.clients for task in client.tasks}
     names |= {task.metric for task in benchmark.unseen}
-    metrics: dict[str, Metric] = {name: plugins.make("metric", name, {}) for name in sorted(names)}
+    if unused := next((name for name in config.metrics if name not in names), None):
+        raise UserError(
+            f"The setting 'metrics' has options of '{unused}', by which no task is scored." + nearest(unused, names)
+        )
+    given = {name: choice.options for name, choice in config.metrics.items()}
+    metrics: dict[str, Metric] = {name: plugins.make("metric", name, given.get(name, {})) for name in sorted(names)}
 
     @cache
     def public() -> Sequence[Sample]:

@@ -81,7 +81,7 @@ def client_grid(results: Results) -> Grid:
         f"{byte_text(cost['down_payload'])} down, serialised {byte_text(cost['up_wire'])} and "
         f"{byte_text(cost['down_wire'])}.",
     )
-    notes += tuned(results) + held(results)
+    notes += tuned(results) + held(results) + tuple(results.get("notes", ()))
     epochs = results["config"].get("local_epochs", 0)
     amount = _count(epochs, "local epoch") if epochs else _count(results["local_steps"], "local step")
     title = (

@@ -1,0 +1,24 @@
+"""Published federations: DRAKE, HFLB, Fed-Aya, Fed-Scope and Fed-LLM-Large, from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pfl_benchmarks.suites.options import OPTIONS
+from pfl_platform.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pfl_platform.data import Benchmark
+
+
+@hookimpl
+def pfl_make_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | None:
+    """One of the published federations."""
+    if name not in OPTIONS:
+        return None
+    settings = OPTIONS[name].model_validate(options)
+
+    from pfl_benchmarks.suites.loading import load
+
+    return load(name, settings)
