@@ -21,7 +21,7 @@ from pfl_platform.budgets import find, table
 from pfl_platform.cli import budgets
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import UserError
-from pfl_platform.evaluation.matrix import summarise
+from pfl_platform.evaluation.comparison import summarise
 from pfl_platform.federation.session import numerics, pinned
 from pfl_platform.federation.setup import build
 from pfl_platform.ledger import budget as ledger

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pfl_platform.config import Choice, RunConfig
 from pfl_platform.evaluation import matrix as m
+from pfl_platform.evaluation.comparison import over_runs, summarise
 from pfl_platform.ledger.costs import total
 
 # Clients a and b, two tasks each; a's second task is b's first one, too.
@@ -51,6 +52,35 @@ def test_every_task_weighs_the_same() -> None:
     """Two others share t: their cells 10 and 30 make one task of 20. With u: (20 + 50) / 2, not (10 + 30 + 50) / 3."""
     cells = {"a:s": 0.0, "b:t": 10.0, "c:t": 30.0, "c:u": 50.0}
     assert m.values_of("a", cells)["others"] == 35.0
+
+
+def test_forgetting_is_what_the_best_earlier_point_had_more() -> None:
+    """a: s 50 -> 70, t 60 -> 80: twenty gained on each. b: t 40 -> 50, u 60 -> 60. Others' cells never count."""
+    found = report()
+    assert found["clients"]["a"]["forgetting"] == -20.0
+    assert found["clients"]["b"]["forgetting"] == -5.0
+    assert found["summary"]["forgetting"]["mean"] == -12.5
+    three = {0: {"a": {"a:s": 90.0, "a:t": 10.0}}, **MATRIX}  # s: 90 - 70; t: 60 - 80, the best earlier one being 60
+    begun = {index: {"a": ["a:s", "a:t"]} for index in three}
+    assert m.forgetting("a", three, begun) == 0.0
+    assert m.forgetting("a", {9: MATRIX[9]}, begun) is None
+
+
+def test_a_score_from_before_a_task_began_is_not_forgotten() -> None:
+    begun = {4: {"a": ["a:t"], "b": ["b:t", "b:u"]}, 9: {"a": ["a:s", "a:t"], "b": ["b:t", "b:u"]}}
+    falling = {4: {"a": {"a:s": 100.0, "a:t": 60.0}}, 9: {"a": {"a:s": 70.0, "a:t": 50.0}}}
+    assert m.forgetting("a", falling, begun) == 10.0  # t alone
+    assert m.forgetting("b", falling, begun) is None
+
+
+def test_seen_only_counts_tasks_from_when_they_begin() -> None:
+    """a's s begins after the first point: Self is 60 there, not (50 + 60) / 2, and A_AUC (60 + 75) / 2."""
+    begun = {4: {"a": ["a:t"], "b": ["b:t", "b:u"]}, 9: {"a": ["a:s", "a:t"], "b": ["b:t", "b:u"]}}
+    seen = report(config={**CONFIG, "evaluation": {"seen_only": True}}, begun=begun)["clients"]["a"]
+    assert seen["curve"]["self"] == [[5, 60.0], [10, 75.0]]
+    assert seen["self"]["auc"] == 67.5
+    assert seen["curve"]["others"] == [[5, 20.0], [10, 30.0]]
+    assert report(begun=begun)["clients"]["a"]["self"]["auc"] == 65.0
 
 
 def test_unseen_tasks_are_nobody_s() -> None:
@@ -143,6 +173,7 @@ def test_the_whole_report() -> None:
         "self": {"last": 55.0, "auc": 52.5, "baseline": 35.0, "gain": 20.0},
         "others": {"last": 16.0, "auc": 14.0, "baseline": 10.0, "gain": 6.0},
         "unseen": {"last": 1.5, "auc": None, "baseline": None, "gain": None},
+        "forgetting": -5.0,
         "curve": {"self": [[5, 50.0], [10, 55.0]], "others": [[5, 12.0], [10, 16.0]], "unseen": [[5, None], [10, 1.5]]},
         "tasks": MATRIX[9]["b"],
         "cost": total([{"steps": 40, "up_payload": 300}]),
@@ -182,8 +213,15 @@ def test_a_run_on_disk_is_reported_from_its_records() -> None:
         rounds=lambda: rounds,
         read_prepare=lambda: {"baseline": {"a": before, "b": before}, "frozen": {}},
         read_tuning=lambda: None,
+        read_cells=lambda: {
+            "clients": {"a": {":x": {"score": 9.0, "items": 5}, "b:u": {"score": 12.0, "items": 5}}},
+            "baseline": {"a": {":x": {"score": 4.0, "items": 5}}},
+        },
     )
-    clients = [SimpleNamespace(client_id="b"), SimpleNamespace(client_id="a")]
+    clients = [
+        SimpleNamespace(client_id="b", tasks=(SimpleNamespace(name="u"),)),
+        SimpleNamespace(client_id="a", tasks=(SimpleNamespace(name="s"),)),
+    ]
     setup = SimpleNamespace(
         config=config,
         benchmark=SimpleNamespace(name="bench", clients=clients),
@@ -196,6 +234,10 @@ def test_a_run_on_disk_is_reported_from_its_records() -> None:
     assert found["evaluated"] == [1, 3]
     assert found["clients"]["a"]["self"] == {"last": 30.0, "auc": 20.0, "baseline": 1.0, "gain": 29.0}
     assert found["clients"]["b"]["others"] == {"last": 7.0, "auc": 6.0, "baseline": 1.0, "gain": 6.0}
+    # What was scored after the run: an unseen task, and more items of b's, in the last round only.
+    assert found["clients"]["a"]["unseen"] == {"last": 9.0, "auc": None, "baseline": 4.0, "gain": 5.0}
+    assert found["clients"]["a"]["curve"]["others"] == [[1, 0.0], [3, 12.0]]
+    assert found["clients"]["a"]["forgetting"] == -20.0
     assert found["clients"]["a"]["cost"]["steps"] == 14
     assert found["clients"]["a"]["cost"]["peak_memory"] == 6
     assert found["clients"]["b"]["cost"]["steps"] == 8
@@ -217,7 +259,7 @@ def run(method: str, seed: int, last: float, **options: Any) -> dict[str, Any]:
 
 def test_runs_are_grouped_by_setting_over_seeds() -> None:
     """Seeds 0, 1, 2 with 50, 52, 54: mean 52, sample deviation 2; seconds 0, 2, 4: mean 2, deviation 2."""
-    groups = m.summarise([run("x", 0, 50.0), run("y", 0, 10.0), run("x", 2, 54.0), run("x", 1, 52.0)])
+    groups = summarise([run("x", 0, 50.0), run("y", 0, 10.0), run("x", 2, 54.0), run("x", 1, 52.0)])
     assert [(group["label"], group["seeds"]) for group in groups] == [("x", [0, 2, 1]), ("y", [0])]
     assert groups[0]["self"]["last"] == {"mean": 52.0, "std": 2.0, "count": 3}
     assert groups[0]["min"] == {"mean": 52.0, "std": 2.0, "count": 3}
@@ -228,7 +270,7 @@ def test_runs_are_grouped_by_setting_over_seeds() -> None:
 
 def test_ablations_of_one_method_are_told_apart_by_what_differs() -> None:
     """Averaging them as if they were seeds would be wrong."""
-    groups = m.summarise([run("x", 0, 1.0), run("x", 0, 2.0, ema="off"), run("x", 1, 3.0, ema="off"), run("y", 0, 4.0)])
+    groups = summarise([run("x", 0, 1.0), run("x", 0, 2.0, ema="off"), run("x", 1, 3.0, ema="off"), run("y", 0, 4.0)])
     assert [(group["label"], group["seeds"]) for group in groups] == [("x", [0]), ("x (ema=off)", [0, 1]), ("y", [0])]
 
 
@@ -260,4 +302,4 @@ def test_the_area_lies_between_the_lowest_and_the_highest_point(points: dict[int
 @pytest.mark.parametrize("values", [[], [None], [None, None]])
 def test_a_mean_of_nothing_is_not_known(values: list[None]) -> None:
     assert m.mean(values) is None
-    assert m.over_runs(values) == {"mean": None, "std": None, "count": 0}
+    assert over_runs(values) == {"mean": None, "std": None, "count": 0}

@@ -10,7 +10,7 @@ import pytest
 
 from pfl_platform.cli import running
 from pfl_platform.errors import UserError
-from pfl_platform.evaluation.matrix import summarise
+from pfl_platform.evaluation.comparison import summarise
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver, written_in
 from pfl_platform.report.grids import client_grid, compare_grid

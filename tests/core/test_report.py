@@ -72,6 +72,7 @@ def test_one_run_by_hand() -> None:
     assert column(grid, "bytes", "down") == ("999 B", "999 B", "999 B", "999 B", "")
     assert column(grid, "", "time") == ("0.0 s", "30.0 s", "1 min 00 s", "30.0 s", "")
     assert "after rounds 1, 2" in grid.notes[0]
+    assert grid.notes[3].endswith("minus its last): -20.00, most at client-0 (-20.00).")  # each gained 20
     assert "lowest at client-0; standard deviation over clients 8.16" in grid.notes[1]  # sqrt(200 / 3)
     assert "all clients 4.50 MB up and 3.00 kB down, serialised 3 B and 0 B" in grid.notes[2]
 
@@ -119,6 +120,7 @@ def test_several_runs_by_hand() -> None:
     assert column(grid, "bytes", "up") == ("1.50 MB", "1.50 MB")
     assert column(grid, "", "time") == ("30.0 s", "30.0 s")
     assert "over seeds 0, 2" in grid.notes[0]
+    assert grid.notes[-1].endswith("minus its last): mine -20.00 ± 0.00, base -20.00.")
 
 
 def grids() -> list[Grid]:
@@ -180,7 +182,7 @@ def test_markdown_has_the_same_cells() -> None:
     )
     assert lines[6].startswith("| **mean** |  | **25.00** |")
     assert lines[7].startswith("| minimum |  | 20.00 |")
-    assert lines[-1].startswith("Bytes: payload")
+    assert lines[-1].startswith("Forgetting (best earlier score")
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])

@@ -14,7 +14,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.data import FixedBenchmark
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
-from pfl_platform.evaluation.matrix import summarise
+from pfl_platform.evaluation.comparison import summarise
 from pfl_platform.federation import session
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.recipes import Request, Resolver

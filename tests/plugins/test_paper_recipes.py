@@ -33,8 +33,8 @@ manager = PluginManager()
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten tasks in the form of Super-NaturalInstructions, and beside them pictures in the form of CIFAR-100 and tasks in
-    the forms of FLAN and LLM-Adapters."""
+    """Ten tasks in the form of Super-NaturalInstructions, and beside them pictures in the form of CIFAR-100 and tasks
+    in the forms of FLAN and LLM-Adapters."""
     root = tmp_path_factory.mktemp("sni")
     write_cifar(root)
     make_flan(root, "flan8")

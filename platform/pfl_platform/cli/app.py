@@ -258,6 +258,24 @@ def line(
     lines.line(run, points, split, json, quiet)
 
 
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    others: Annotated[bool, typer.Option("--others", help="Every client's model on the others' tasks.")] = False,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Every client's model on the unseen tasks.")] = False,
+    items: Annotated[
+        int | None, typer.Option("--items", help="Test items of each task, 0: all; default: as the run does.")
+    ] = None,
+    json: Json = False,
+    markdown: Markdown = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score what a finished run left out, from its last round; nothing is trained, and no cell is scored twice."""
+    from pfl_platform.cli import evaluating
+
+    evaluating.evaluate(run, others, unseen, items, _form(json, markdown), quiet)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[
@@ -285,15 +303,32 @@ def show(
     messages: Annotated[
         bool, typer.Option("--messages", help="Of a run: serialised bytes up and down, by tensor.")
     ] = False,
-    client: Annotated[str | None, typer.Option("--client", help="With --messages: of one client.")] = None,
     round_number: Annotated[int | None, typer.Option("--round", help="With --messages: of one round, from 1.")] = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Of a run: what was answered wrongly, and a page with the pictures.")
+    ] = False,
+    task: Annotated[
+        str | None, typer.Option("--task", help="With --errors: on this task, also where it is another's.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="With --errors: how many are shown; default: 50.")
+    ] = None,
+    client: Annotated[str | None, typer.Option("--client", help="With --messages or --errors: of one client.")] = None,
 ) -> None:
     """Show a plugin with its options, or a run with its results."""
-    from pfl_platform.cli import listing, running
+    from pfl_platform.cli import evaluating, listing, running
 
-    if (client is not None or round_number is not None) and not messages:
-        raise UserError("--client and --round choose among what travelled; give --messages with them.")
-    if messages:
+    if round_number is not None and not messages:
+        raise UserError("--round chooses among what travelled; give --messages with it.")
+    if (task is not None or limit is not None) and not errors:
+        raise UserError("--task and --limit choose among mistakes; give --errors with them.")
+    if client is not None and not messages and not errors:
+        raise UserError(
+            "--client chooses among what travelled, or among mistakes; give --messages or --errors with it."
+        )
+    if errors:
+        evaluating.errors(Path(what), client, task, 50 if limit is None else limit, json)
+    elif messages:
         from pfl_platform.cli.messages import show_messages
 
         show_messages(Path(what), client, round_number, json)

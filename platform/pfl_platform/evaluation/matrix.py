@@ -8,6 +8,8 @@ of some client. For client i (conventions where papers are silent are marked *):
   Self and not in its Others; what two others share counts once, with the mean of their cells.
 - A_last: the value after the last round. A_AUC: the mean of the values at all evaluation points (the rectangle rule
   with equal widths; there is no point before the first round)*. The baseline (no training) is kept apart.
+- Self is over all tasks at every point, also over those that have not begun, as the papers' A_AUC is; with `seen_only`
+  a task counts from when it has begun. Forgetting always looks at tasks that had begun.
 - What was not measured is None, never 0: A_AUC is None when one of its points is.
 
 Everything but `results` is pure, and nothing here imports torch.
@@ -15,8 +17,8 @@ Everything but `results` is pure, and nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import fmean, pstdev, stdev
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pfl_platform.ledger.costs import held, total
@@ -37,6 +39,9 @@ Cells: TypeAlias = Mapping[str, float]
 
 Matrix: TypeAlias = Mapping[int, Mapping[str, Cells]]
 """Index of an evaluated round -> client id -> cells."""
+
+Begun: TypeAlias = Mapping[int, Mapping[str, Collection[str]]]
+"""Index of an evaluated round -> client id -> keys of its own cells whose task had begun by then."""
 
 
 def values_of(client_id: str, cells: Cells) -> dict[str, float | None]:
@@ -108,6 +113,49 @@ def client_values(client_id: str, kind: str, matrix: Matrix, baseline: Cells) ->
     return {"last": last, "auc": a_auc(points), "baseline": before, "gain": gain}
 
 
+def forgetting(client_id: str, matrix: Matrix, begun: Begun) -> float | None:
+    """What a client's model has lost: the mean over its tasks of the best score at an earlier point, from when the task
+    had begun, minus the last score (Chaudhry et al. 2018, Eq. 3). Negative where the last is the best; None where
+    there is no earlier point.
+
+    >>> matrix = {0: {"a": {"a:s": 60.0, "a:t": 90.0}}, 1: {"a": {"a:s": 50.0, "a:t": 70.0}}}
+    >>> forgetting("a", matrix, {0: {"a": ["a:s"]}, 1: {"a": ["a:s", "a:t"]}})   # t had not begun at the first point
+    10.0
+    """
+    *earlier, last = sorted(matrix) or [-1]
+    lost = []
+    for key, score in matrix.get(last, {}).get(client_id, {}).items():
+        if key.partition(":")[0] != client_id:
+            continue
+        before = [
+            matrix[index][client_id][key]
+            for index in earlier
+            if key in begun[index][client_id] and key in matrix[index].get(client_id, {})
+        ]
+        if before:
+            lost.append(max(before) - score)
+    return mean(lost)
+
+
+def from_begin(matrix: Matrix, begun: Begun) -> Matrix:
+    """The matrix without clients' own tasks that had not begun.
+
+    >>> from_begin({0: {"a": {"a:s": 60.0, "a:t": 20.0, "b:u": 5.0}}}, {0: {"a": ["a:s"]}})
+    {0: {'a': {'a:s': 60.0, 'b:u': 5.0}}}
+    """
+    return {
+        index: {
+            client: {
+                key: score
+                for key, score in cells.items()
+                if key.partition(":")[0] != client or key in begun[index][client]
+            }
+            for client, cells in rows.items()
+        }
+        for index, rows in matrix.items()
+    }
+
+
 def over_clients(values: Mapping[str, float | None]) -> dict[str, Any]:
     """Mean, population standard deviation and minimum over the clients that have a value, with their number.
 
@@ -141,24 +189,28 @@ def report_of(
     tuning: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    begun: Begun | None = None,
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
     config: the run's configuration as JSON. backbones: client id -> backbone, in the benchmark's order. baseline:
     client id -> cells before training. costs: client id -> sum of its tasks' costs (`pfl_platform.ledger.costs.total`).
-    shared_costs: the sum over all that was no client's (preparation, the server), where it was booked.
+    shared_costs: the sum over all that was no client's (preparation, the server), where it was booked. begun: without
+    it, every task had begun at every point.
 
         format, method, benchmark, seed, rounds, local_steps
         evaluated     round numbers, counted from 1
         clients       id -> {"backbone",
                              "self", "others", "unseen": {"last", "auc", "baseline", "gain"},
+                             "forgetting",
                              "curve": {"self", "others", "unseen": [[round number, value], ...]},
                              "tasks": {cell key: score after the last round},
                              "cost": {"seconds", "train_seconds", "steps", "flops", "flops_formula", "peak_memory",
                                       "up_payload", "up_wire", "down_payload", "down_wire",
                                       "head_payload", "head_wire",
                                       "score_payload", "score_wire"}}   sums over the run; bytes
-        summary       "self", "others", "unseen" -> value ("last" ...) -> {"mean", "std", "min", "min_client", "count"}
+        summary       "self", "others", "unseen" -> value ("last" ...) -> {"mean", "std", "min", "min_client", "count"},
+                      and "forgetting" -> the same
         cost          the clients' costs summed
         shared_cost   the same fields; null where not booked
         tuning        what was tried and chosen on validation samples (`federation.tuning.record`); null without
@@ -167,14 +219,21 @@ def report_of(
         config        the whole configuration, with the values that were chosen
     """
     last = max(matrix, default=None)
+    if begun is None:
+        begun = {index: {client: cells for client, cells in rows.items()} for index, rows in matrix.items()}
+    lost = {client: forgetting(client, matrix, begun) for client in backbones}
+    tasks = {client: dict(matrix[last].get(client, {})) if last is not None else {} for client in backbones}
+    if config.get("evaluation", {}).get("seen_only"):
+        matrix = from_begin(matrix, begun)
     clients: dict[str, Any] = {}
     for client, backbone in backbones.items():
         values = {kind: client_values(client, kind, matrix, baseline.get(client, {})) for kind in KINDS}
         clients[client] = {
             "backbone": backbone,
             **values,
+            "forgetting": lost[client],
             "curve": {kind: [list(point) for point in curve(client, kind, matrix).items()] for kind in KINDS},
-            "tasks": dict(matrix[last].get(client, {})) if last is not None else {},
+            "tasks": tasks[client],
             "cost": total([costs.get(client, {})]),
         }
     return {
@@ -191,7 +250,8 @@ def report_of(
                 name: over_clients({client: entry[kind][name] for client, entry in clients.items()}) for name in VALUES
             }
             for kind in KINDS
-        },
+        }
+        | {"forgetting": over_clients(lost)},
         "cost": total(entry["cost"] for entry in clients.values()),
         "shared_cost": None if shared_costs is None else total([shared_costs]),
         "tuning": None if tuning is None else dict(tuning),
@@ -212,14 +272,27 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
         for record in rounds
     }
     clients = [client.client_id for client in setup.benchmark.clients]
+    later = folder.read_cells() or {"clients": {}, "baseline": {}}
+    for client, cells in later["clients"].items():
+        known = scored[rounds[-1]["round_index"]]
+        known[client] = {**known.get(client, {}), **{key: cell["score"] for key, cell in cells.items()}}
+    before = {
+        client: {
+            **prepared.get("baseline", {}).get(client, {}),
+            **{key: cell["score"] for key, cell in later["baseline"].get(client, {}).items()},
+        }
+        for client in clients
+    }
     shared = [prepared.get("cost"), *(record.get("shared_cost") for record in rounds)]
     config = setup.config.model_dump(mode="json")
+    matrix = {index: cells for index, cells in scored.items() if cells}
     return report_of(
         config=config,
         benchmark=setup.benchmark.name,
         backbones={client: setup.backbone_of[client] for client in clients},
-        matrix={index: cells for index, cells in scored.items() if cells},
-        baseline={client: prepared.get("baseline", {}).get(client, {}) for client in clients},
+        matrix=matrix,
+        begun={index: _begun(setup, index) for index in matrix},
+        baseline=before,
         costs={
             client: total(record["clients"][client]["cost"] for record in rounds if client in record["clients"])
             for client in clients
@@ -231,90 +304,18 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
     )
 
 
-def over_runs(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation over runs that measured it; no deviation is known of a single run.
+def _begun(setup: Setup, index: int) -> dict[str, set[str]]:
+    """Client id -> keys of its own cells whose task had begun by the end of a round."""
+    from pfl_platform.training.streams import begun
 
-    >>> over_runs([50.0, 52.0, 54.0]), over_runs([50.0])
-    ({'mean': 52.0, 'std': 2.0, 'count': 3}, {'mean': 50.0, 'std': None, 'count': 1})
-    """
-    measured = [value for value in values if value is not None]
+    config = setup.config
+    total_steps, step = config.rounds * config.local_steps, (index + 1) * config.local_steps
     return {
-        "mean": fmean(measured) if measured else None,
-        "std": stdev(measured) if len(measured) > 1 else None,
-        "count": len(measured),
-    }
-
-
-def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Groups the results of several runs by setting, in order of first appearance.
-
-    The setting is all of the configuration but the seed, the observers, what a budget was solved from, and what was
-    tuned: chosen values may differ from seed to seed. Each group holds:
-
-        label       the configuration's own; else the method, and what tells the group from others of the same method
-        published   the mean that a paper reports for it, where the configuration has one
-        method, benchmark, seeds, clients (how many)
-        self, others, unseen -> value -> `over_runs` of the runs' means over clients
-        min         `over_runs` of the lowest client's Self A_last
-        cost        field -> `over_runs` of the sums over clients (of `peak_memory`: the largest)
-        budget      of the first run, with its rounds and local steps, and the means of `reached` and `spent`; or None
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        config = {key: value for key, value in run["config"].items() if key not in ("label", "published", "budget")}
-        aside = {"seed", "observers", *(config.get("tune") or ())}
-        setting = {key: value for key, value in _leaves(config) if key not in aside}
-        name = repr((run["config"].get("label", ""), sorted(setting.items())))
-        settings[name] = setting
-        groups.setdefault(name, []).append(run)
-    labels = _labels({name: (members[0]["method"], settings[name]) for name, members in groups.items()})
-    labels |= {name: given for name, members in groups.items() if (given := members[0]["config"].get("label"))}
-    return [
-        {
-            "label": labels[name],
-            "published": members[0]["config"].get("published", {}).get("mean"),
-            "method": members[0]["method"],
-            "benchmark": members[0]["benchmark"],
-            "seeds": [run["seed"] for run in members],
-            "clients": len(members[0]["clients"]),
-            **{
-                kind: {value: over_runs([run["summary"][kind][value]["mean"] for run in members]) for value in VALUES}
-                for kind in KINDS
-            },
-            "min": over_runs([run["summary"]["self"]["last"]["min"] for run in members]),
-            "cost": {field: over_runs([run["cost"][field] for run in members]) for field in members[0]["cost"]},
-            "budget": _budget(members),
+        client.client_id: {
+            f"{client.client_id}:{task.name}"
+            for task in (
+                client.tasks if config.local_epochs else begun(client, config.stream.protocol, step, total_steps)
+            )
         }
-        for name, members in groups.items()
-    ]
-
-
-def _budget(members: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    given = [found for run in members if (found := run.get("budget"))]
-    if len(given) < len(members):
-        return None
-    spent = {name: fmean(item["spent"][name] for item in given) for name in given[0]["spent"]}
-    size = {name: members[0][name] for name in ("rounds", "local_steps")}
-    return {**given[0], **size, "reached": fmean(item["reached"] for item in given), "spent": spent}
-
-
-def _labels(groups: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """The method's name; where several groups share it, with the settings in which they differ."""
-    labels = {}
-    for name, (method, setting) in groups.items():
-        rivals = [other for rival, other in groups.values() if rival == method]
-        keys = sorted({key for other in rivals for key in other} | set(setting))
-        differing = [key for key in keys if len({repr(other.get(key)) for other in rivals}) > 1]
-        told = ", ".join(f"{key.rpartition('.')[2]}={setting[key]}" for key in differing if key in setting)
-        labels[name] = f"{method} ({told})" if told else method
-    return labels
-
-
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """`("a.b", value)` for every value that is no mapping."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
+        for client in setup.benchmark.clients
+    }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pfl_platform.data import ClientData
-from pfl_platform.evaluation.surfaces import Cell
+from collections.abc import Sequence
+
+from pfl_platform.config import Evaluation
+from pfl_platform.data import ClientData, Sample, TaskData
+from pfl_platform.evaluation.surfaces import Cell, Split
 from pfl_platform.federation import heads
 from pfl_platform.federation.components import Federation
 
@@ -15,6 +18,13 @@ def evaluated(fed: Federation, round_index: int) -> bool:
 
 def own_cells(client: ClientData) -> tuple[Cell, ...]:
     return tuple(Cell(client.client_id, task.name) for task in client.tasks)
+
+
+def items_of(options: Evaluation, task: TaskData, split: Split, *, own: bool) -> Sequence[Sample]:
+    """The held-out samples that a cell is scored on, the first ones; `own`: it is one of the client's own."""
+    items = task.test if split == "test" else task.validation
+    limit = options.items if own or not options.items_others else options.items_others
+    return items[:limit] if limit else items
 
 
 def cells_for(fed: Federation, client: ClientData | None) -> tuple[Cell, ...]:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Mix, Tensors
 from pfl_platform.backbones import IGNORE
-from pfl_platform.data import Benchmark, ClientData, Sample, TaskData
+from pfl_platform.data import Benchmark, ClientData
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Blend, Split
-from pfl_platform.federation.cells import own_cells
+from pfl_platform.federation.cells import items_of, own_cells
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.records import progress_of
 from pfl_platform.federation.rounds import Parts, context, taken_in
@@ -85,15 +85,10 @@ class _Walk:
     blend: Blend
     worker: Worker
 
-    def items(self, task: TaskData, split: Split) -> Sequence[Sample]:
-        limit = self.setup.config.evaluation.items
-        items = task.test if split == "test" else task.validation
-        return items[:limit] if limit else items
-
     def task(self, client: ClientData, state: Tensors, split: Split) -> Task:
         """One client's turn: nothing but its state, whose loss and score are wanted."""
         name, options = client.client_id, self.setup.config
-        pool = Pooled([self.items(task, split) for task in client.tasks])
+        pool = Pooled([items_of(options.evaluation, task, split, own=True) for task in client.tasks])
         source = Epochs(pool, options.evaluation.batch_size, self.fed.seed, f"line {name}", shuffle=False)
         mix = self.parts.recipe().passes[0]
         host = self.fed.host_of(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -43,12 +44,25 @@ def _client_record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def predictions(fed: Federation, record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The rows of `predictions.jsonl`: client, cell, sample, text, score of the last round."""
-    import json
+def predictions(
+    fed: Federation, record: Mapping[str, Any], later: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[Mapping[str, Any]]:
+    """The rows of `predictions.jsonl`: client, cell, sample, text, score of the last round.
+
+    later: client id -> cell key -> {"predictions": address, ...}, of cells that were scored afterwards; theirs replace
+    those of the round.
+    """
+
+    def rows(address: str | None) -> Iterator[Mapping[str, Any]]:
+        if address:
+            yield from map(json.loads, fed.store.get_text(address).splitlines())
 
     for client in fed.clients:
-        address = record["clients"].get(client.client_id, {}).get("predictions")
-        if address:
-            for line in fed.store.get_text(address).splitlines():
-                yield {"client": client.client_id, **json.loads(line)}
+        name = client.client_id
+        newer = (later or {}).get(name, {})
+        for row in rows(record["clients"].get(name, {}).get("predictions")):
+            if row["cell"] not in newer:
+                yield {"client": name, **row}
+        for entry in newer.values():
+            for row in rows(entry["predictions"]):
+                yield {"client": name, **row}

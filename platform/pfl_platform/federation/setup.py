@@ -22,6 +22,7 @@ from pfl_platform.engines.worker import Worker, Workplace
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.evaluation.generate import Judge
 from pfl_platform.evaluation.surfaces import Cell, Metric, Split
+from pfl_platform.federation.cells import items_of
 from pfl_platform.federation.checks import (
     check_clients,
     check_components,
@@ -92,11 +93,8 @@ class Setup:
         )
 
     def _items(self, cell: Cell, task: TaskData, actor: str, split: Split) -> Sequence[Sample]:
-        options = self.config.evaluation
-        items = task.test if split == "test" else task.validation
         own = cell.owner == actor or actor.startswith(OWN)
-        limit = options.items if own or not options.items_others else options.items_others
-        return items[:limit] if limit else items
+        return items_of(self.config.evaluation, task, split, own=own)
 
 
 def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None = None) -> Setup:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from pfl_platform.evaluation.matrix import KINDS, mean, summarise
+from pfl_platform.evaluation.comparison import summarise
+from pfl_platform.evaluation.matrix import KINDS, mean
 from pfl_platform.report.units import amount_text, byte_text, percent_text, score_text, spread_text, time_text
 from pfl_platform.tuning import label
 
@@ -81,7 +82,7 @@ def client_grid(results: Results) -> Grid:
         f"{byte_text(cost['down_payload'])} down, serialised {byte_text(cost['up_wire'])} and "
         f"{byte_text(cost['down_wire'])}.",
     )
-    notes += tuned(results) + held(results) + tuple(results.get("notes", ()))
+    notes += _forgotten(results) + tuned(results) + held(results) + tuple(results.get("notes", ()))
     epochs = results["config"].get("local_epochs", 0)
     amount = _count(epochs, "local epoch") if epochs else _count(results["local_steps"], "local step")
     title = (
@@ -89,6 +90,19 @@ def client_grid(results: Results) -> Grid:
         f"{_count(results['rounds'], 'round')} of {amount}"
     )
     return Grid(title, columns, 2, notes)
+
+
+def _forgotten(results: Results) -> tuple[str, ...]:
+    """What was lost of clients' own tasks, where there was an earlier point."""
+    found = results["summary"].get("forgetting", {})  # older results lack it
+    if found.get("mean") is None:
+        return ()
+    lost = {client: entry["forgetting"] for client, entry in results["clients"].items()}
+    most = max((client for client in lost if lost[client] is not None), key=lambda client: lost[client])
+    return (
+        f"Forgetting (best earlier score of a task minus its last): {score_text(found['mean'])}, most at {most} "
+        f"({score_text(lost[most])}).",
+    )
 
 
 def _published(results: Results) -> tuple[Column, ...]:
@@ -163,9 +177,18 @@ def compare_grid(results: Sequence[Results]) -> Grid:
         f"Means over clients, then mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}.",
         "Minimum: A_last of the lowest client. Gain: A_last over no training. Bytes (payload) and time: per client.",
     )
-    notes += _of_budgets(groups)
+    notes += _lost(groups) + _of_budgets(groups)
     benchmarks = dict.fromkeys(group["benchmark"] for group in groups)
     return Grid(f"{_count(len(results), 'run')} on {', '.join(benchmarks)}", columns, 0, notes)
+
+
+def _lost(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    found = [
+        f"{group['label']} {spread_text(group['forgetting']['mean'], group['forgetting']['std'])}"
+        for group in groups
+        if group["forgetting"]["mean"] is not None
+    ]
+    return (f"Forgetting (best earlier score of a task minus its last): {', '.join(found)}.",) if found else ()
 
 
 def _budgets(groups: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:

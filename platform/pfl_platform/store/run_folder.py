@@ -7,6 +7,7 @@
     rounds/0000.json ...     one file per finished round; see `pfl_platform.federation.records.round_record`
     tuning.json              what tuning tried and chose, when settings are tuned; tuning/000 ... runs of candidates
     results.json             scores and costs, once the run has ended; see `pfl_platform.evaluation.matrix.report_of`
+    cells.json               cells of the last round that were scored after the run, when there are any
     predictions.jsonl        every prediction of the last evaluation
     adapters/<client>/       the personal adapter of each client, as peft saves it
     tensors/ texts/ outcomes/    the store; see `pfl_platform.store.disk`
@@ -164,6 +165,16 @@ class RunFolder:
         file = self.path / "tuning.json"
         return _read_json(file) if file.exists() else None
 
+    def write_cells(self, found: Mapping[str, Any]) -> None:
+        """Keeps cells of the matrix that were scored after the run; see `pfl_platform.federation.filling`."""
+        self._write_json(self.path / "cells.json", found)
+        self._forget_outcomes()
+
+    def read_cells(self) -> dict[str, Any] | None:
+        """None where none were scored after the run."""
+        file = self.path / "cells.json"
+        return _read_json(file) if file.exists() else None
+
     def candidate_folder(self, number: int) -> Path:
         """Where the run of a candidate lies, whether it does or not."""
         return self.path / "tuning" / f"{number:03d}"
@@ -218,7 +229,7 @@ class RunFolder:
         """
         chosen = [self._round_file(index) for index in rounds if self._round_file(index).exists()]
         files = [self._round_file(index) for index in self._indices()]
-        common = [self.path / name for name in ("prepare.json", "results.json", "run.json")]
+        common = [self.path / name for name in ("prepare.json", "results.json", "run.json", "cells.json")]
         common += (self.path / "outcomes").glob("*.json")
         held = garbage.references(common) | set(also)
         tensors = held | garbage.references(files if keep == "all" else [*chosen, *files[-1:]])

@@ -1,0 +1,61 @@
+"""`evaluate RUN`: more of a finished run's evaluation matrix; `show RUN --errors`: what its models answered wrongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pfl_platform.cli.output import Form, console, note, print_json, print_rows
+from pfl_platform.data import IMAGE_MARK
+from pfl_platform.errors import UserError
+
+
+def evaluate(run: Path, others: bool, unseen: bool, items: int | None, form: Form, quiet: bool) -> None:
+    """Scores what is missing, then prints the results as `show` does."""
+    from pfl_platform.federation.filling import Wanted, fill
+    from pfl_platform.report.markdown import results_markdown
+    from pfl_platform.report.tables import results_table
+
+    say = (lambda _: None) if quiet or form == "json" else note
+    results = fill(run, Wanted(others, unseen, items), say=say)
+    if form == "json":
+        print_json(results)
+    elif form == "markdown":
+        print(results_markdown(results), end="")
+    else:
+        console().print(results_table(results))
+
+
+def errors(run: Path, client: str | None, task: str | None, limit: int, as_json: bool) -> None:
+    """Prints the first mistakes, and writes them with their pictures into `errors.html` in the run folder."""
+    from pfl_platform.plugins import PluginManager
+    from pfl_platform.report.mistakes import mistakes, page
+    from pfl_platform.store.atomic import write_atomic
+    from pfl_platform.store.run_folder import RunFolder
+
+    if limit < 1:
+        raise UserError(f"--limit is how many mistakes are shown, at least 1; {limit} is not.")
+    config = RunFolder.open(run).config
+    benchmark = PluginManager().make("benchmark", config.benchmark.name, config.benchmark.options)
+    found = list(mistakes(run, benchmark, config.evaluation.split, client=client, task=task))
+    shown = found[:limit]
+    if as_json:
+        print_json([item.row() for item in shown])
+        return
+    if not found:
+        console().print("No mistakes: every prediction has the full score.")
+        return
+    rows = [
+        {
+            "cell": item.cell if item.cell.startswith(f"{item.client}:") else f"{item.client} on {item.cell}",
+            "question": " / ".join(line for line in item.question.splitlines() if line != IMAGE_MARK),
+            "wanted": " | ".join(item.sample.gold),
+            "said": item.said,
+            "score": f"{item.score:.2f}",
+        }
+        for item in shown
+    ]
+    print_rows(rows, ["cell", "question", "wanted", "said", "score"])
+    file = run / "errors.html"
+    title = f"{len(shown)} of {len(found)} mistakes of {config.method} on {benchmark.name}, seed {config.seed}"
+    write_atomic(file, [page(shown, title).encode()])
+    console().print(f"\n{title}. With their pictures: {file}", soft_wrap=True)
