@@ -276,6 +276,28 @@ def evaluate(
     evaluating.evaluate(run, others, unseen, items, _form(json, markdown), quiet)
 
 
+@app.command()
+def cka(
+    left: Annotated[str, typer.Argument(metavar="BACKBONE", help="A name of `list backbones`.")],
+    right: Annotated[str, typer.Argument(metavar="BACKBONE", help="Another, or the same.")],
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", "-b", help="Whose public set is read: a name, or a folder.")
+    ] = None,
+    public: Annotated[str | None, typer.Option("--public", help="One of its public sets; default: the first.")] = None,
+    size: Annotated[int, typer.Option("--size", help="Samples.")] = 512,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Samples that are held at a time.")] = 64,
+    at: Annotated[str, typer.Option("--at", help="A sample is the mean of its tokens, or its last one.")] = "mean",
+    out: Annotated[Path, typer.Option("--out", help="The picture.")] = Path("cka.png"),
+    seed: Annotated[int, typer.Option("--seed", help="Which samples.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """How similar the layers of two backbones are (CKA): why blocks at the same relative depth are matched."""
+    from pfl_platform.cli import similarity
+
+    similarity.cka(similarity.Order(left, right, benchmark, public, size, batch_size, at, out, seed), json, quiet)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[
