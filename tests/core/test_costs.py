@@ -7,15 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.cli.costs import chosen, counted
+from pfl_platform.distillation.predictions import Predictions
 from pfl_platform.errors import UserError
-from pfl_platform.ledger.plan import Row, scaling, variants
+from pfl_platform.ledger.plan import Row, scaling, variants, weighed
 from pfl_platform.ledger.prices import Prices, memory, shares_of
 from pfl_platform.ledger.sampling import Pass
 from pfl_platform.ledger.tracing import Turn
 from pfl_platform.plugins import PluginManager
+from pfl_platform.training.streams import Epochs
+from pfl_platform.training.surfaces import Planned, Statistic
+from pfl_plugins.fisher.statistic import Information
+from pfl_plugins.osrm.features import Features
+from pfl_plugins.regmean.statistic import Gram
 
 
 def row(name: str, flops: float, sent: dict[str, int], work: Callable[[int], float] = lambda clients: 0.0) -> Row:
@@ -97,3 +104,32 @@ def test_values_of_an_adapter(backbone: str, rank: int, targets: tuple[str, ...]
     found = Prices(lambda name: manager.make("backbone", name, {"device": "meta"}), lora, 8).values(backbone)
     assert sum(size for key, size in found.items() if key.endswith("/A")) == a
     assert sum(size for key, size in found.items() if key.endswith("/B")) == b
+
+
+def test_statistics_say_what_they_will_send() -> None:
+    """At Llama-3.2-1B: 16 layers of width 2,048 and 8,192; rank 8 on all seven maps."""
+    manager = PluginManager()
+    lora = manager.make("adapter", "lora", {"r": 8})
+    meta = {"device": "meta", "dtype": "bfloat16"}
+    prices = Prices(lambda name: manager.make("backbone", name, meta), lora, 8)
+    host = prices.host("llama-3.2-1b")
+    sites, values = tuple(lora.sites(host.backbone)), prices.values("llama-3.2-1b")
+    plan = Planned(lambda _: host.backbone, sites, prices.readers("llama-3.2-1b"), values, answers=10)
+    source = Epochs((), 1, 0, "none")
+
+    def total(statistic: Statistic) -> int:
+        return sum(weighed(tensor) for tensor in statistic.sends(plan).values())
+
+    # one input for q, k and v, one for o, one for gate and up, one for down
+    assert total(Gram((), {}, source, 0)) == 16 * (3 * 2048**2 + 8192**2)
+    assert total(Gram((), {}, source, 0, diagonal=True)) == 16 * (3 * 2048 + 8192)
+    assert total(Features((), source, 0, "mean")) == 16 * (3 * 2048 + 8192)
+    assert total(Features((), source, 0, "full", samples=5)) == 5 * 16 * (3 * 2048 + 8192)
+    assert "gram/layer0.mlp.gate_proj+layer0.mlp.up_proj" in Gram((), {}, source, 0).sends(plan)
+    assert total(Information(lora.trainable("local"), {}, source, 0)) == sum(values.values()) == 5_636_096
+    dense = sum(site.in_features * site.out_features for site in sites)
+    assert total(Information(Keys("base/*/W"), {}, source, 0)) == dense
+    # 80 samples of 10 answer tokens: 128 log-probabilities of two bytes and tokens of four, and two numbers per sample
+    said = Predictions({}, source, 0, top_k=128, dtype=torch.float16, samples=80)
+    assert 4 * total(said) == 80 * 10 * 128 * (2 + 4) + 80 * (4 + 4)
+    assert Predictions({}, source, 0, top_k=128).sends(plan) == {}

@@ -24,6 +24,7 @@ class Order:
     reference: str | None
     rank: int
     tokens: int
+    answers: int
     steps: int
     rounds: int
     clients: str
@@ -33,7 +34,12 @@ class Order:
 
 
 def costs(order: Order, as_json: bool) -> None:
-    for name, value in (("rank", order.rank), ("tokens", order.tokens), ("local-steps", order.steps)):
+    for name, value in (
+        ("rank", order.rank),
+        ("tokens", order.tokens),
+        ("answers", order.answers),
+        ("local-steps", order.steps),
+    ):
         if value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1.")
     wanted, counts = chosen(order.methods), counted(order.clients)
@@ -98,6 +104,7 @@ def planned(order: Order, folder: Path) -> Planner:
         small=small_backbones(planner.manager),
         rank=order.rank,
         tokens=order.tokens,
+        answers=order.answers,
         steps=order.steps,
         rounds=order.rounds,
         settings=order.settings,
@@ -176,7 +183,12 @@ def entry(row: Row, base: Row, rounds: int) -> dict[str, Any]:
             "unknown": list(row.unknown),
         },
         "down": {"values": row.received, "bytes": FLOAT * row.received},
-        "rounds": {"sending": row.sending, "of": rounds, "megabytes_up": FLOAT * total * row.sending / 1e6},
+        "once": {"values": row.once, "bytes": FLOAT * row.once},
+        "rounds": {
+            "sending": row.sending,
+            "of": rounds,
+            "megabytes_up": FLOAT * (row.once + total * row.sending) / 1e6,
+        },
         "factors": {name: row.part(name) for name in "AB"},
     }
 
@@ -192,7 +204,10 @@ def tables(found: Mapping[str, Any], order: Order) -> None:
         columns = ["method", "up", "all clients", "one backbone", "statistics", "net", "net w/o all clients"]
         print_rows([bytes_row(row) for row in mine], columns)
         console().print(f"\nOver {order.rounds} rounds, per client, one direction")
-        print_rows([rounds_row(row) for row in mine], ["method", "A", "B", "MB per round", "rounds that send", "MB"])
+        print_rows(
+            [rounds_row(row) for row in mine],
+            ["method", "A", "B", "MB before", "MB per round", "rounds that send", "MB"],
+        )
         scaled = [
             scaling_row(method, parts_[backbone]) for method, parts_ in found["scaling"].items() if backbone in parts_
         ]
@@ -211,7 +226,9 @@ def tables(found: Mapping[str, Any], order: Order) -> None:
         "FLOPs: a local step in which every adapter that trains is updated once, with what runs beside it; counted at "
         "these shapes. Server: what the server trains, per client. Memory: weights at 16 bits, no further backbones. "
         "All clients: values combined over all of them; net: less than one adapter of the reference (minus) or more. "
-        "By the data, and more: what is sent beside is as large as the data makes it."
+        "Values are of four bytes; what is narrower counts for what it weighs. Before: what is sent before round 0. "
+        f"Answers have {order.answers} tokens. By the data, and more: what is sent beside is as large as the data "
+        "makes it."
     )
 
 
@@ -249,6 +266,7 @@ def rounds_row(row: Mapping[str, Any]) -> dict[str, str]:
         "method": row["method"],
         "A": f"{row['factors']['A']:,}",
         "B": f"{row['factors']['B']:,}",
+        "MB before": f"{row['once']['bytes'] / 1e6:.2f}",
         "MB per round": f"{row['up']['bytes'] / 1e6:.2f}{more}",
         "rounds that send": str(row["rounds"]["sending"]),
         "MB": f"{row['rounds']['megabytes_up']:.1f}{more}",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
 from pfl_platform.backbones import IGNORE
-from pfl_platform.training.surfaces import Output, Source, Statistic, View
+from pfl_platform.training.surfaces import Output, Planned, Source, Statistic, View
 
 NAME = "predictions"
 
@@ -44,8 +44,9 @@ class Predictions(Statistic):
     """A forward pass over samples that keeps, for each answer token, the `top_k` most probable tokens (0: all).
 
     data: samples in a fixed order, all of which are seen once in `amount` batches. dtype: of the log-probabilities.
-    variance: whether the logits' variance is wanted. keep: parts (`losses` ...) that the actor keeps in its state. The
-    sum of a position's probabilities may be below 1: the rest belongs to the other tokens.
+    variance: whether the logits' variance is wanted. keep: parts (`losses` ...) that the actor keeps in its state.
+    samples: how many a plan reckons with; 0: nobody knows, and a plan says so. The sum of a position's probabilities
+    may be below 1: the rest belongs to the other tokens.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Predictions(Statistic):
         variance: bool = False,
         keep: tuple[str, ...] = (),
         name: str = NAME,
+        samples: int = 0,
     ) -> None:
+        self._samples = samples
         self.name, self.data, self.amount = name, data, amount
         self._mix, self._top_k, self._temperature = mix, top_k, temperature
         self._dtype, self._variance, self._keep = dtype, variance, keep
@@ -68,6 +71,23 @@ class Predictions(Statistic):
     @property
     def keys(self) -> Keys:
         return Keys(f"{self.name}/*")
+
+    def sends(self, plan: Planned) -> Mapping[str, Tensor]:
+        if not self._samples:
+            return {}
+        backbone = plan.load(None)
+        vocabulary = cast(Tensor, backbone.module(backbone.head).weight).shape[0]
+        tokens, kept = self._samples * plan.answers, min(self._top_k or vocabulary, vocabulary)
+        found = {
+            "counts": plan.tensor(self._samples, dtype=torch.int32),
+            "losses": plan.tensor(self._samples),
+            "logp": plan.tensor(tokens, kept, dtype=self._dtype),
+        }
+        if kept < vocabulary:
+            found["ids"] = plan.tensor(tokens, kept, dtype=torch.int32)
+        if self._variance:
+            found["variance"] = plan.tensor(tokens)
+        return {f"{self.name}/{part}": value for part, value in found.items()}
 
     def add(self, acc: Any, view: View) -> dict[str, list[Tensor]]:
         parts: dict[str, list[Tensor]] = acc if acc is not None else {}

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.backbones import Backbone
 from pfl_platform.errors import UserError
@@ -15,6 +17,7 @@ from pfl_platform.ledger.prices import Prices, memory, weight_bytes
 from pfl_platform.ledger.tracing import Trace, Turn, trace
 from pfl_platform.plugins import PluginManager, available
 from pfl_platform.settings import assignment, choice
+from pfl_platform.training.surfaces import Planned
 
 FLOAT = 4
 """Bytes of a value that travels: adapters train, and are sent, in float32."""
@@ -24,13 +27,14 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """backbones: small and large, real ones. rank: of all adapters. tokens: of a row. steps: local steps per round that
-    are traced. rounds: of the planned run. clients: numbers of clients for the scaling."""
+    """backbones: small and large, real ones. rank: of all adapters. tokens: of a row; answers: of its answer. steps:
+    local steps per round that are traced. rounds: of the planned run. clients: numbers of clients for the scaling."""
 
     backbones: tuple[str, str]
     small: tuple[str, str]
     rank: int = 128
     tokens: int = 512
+    answers: int = 64
     steps: int = 10
     rounds: int = 20
     clients: tuple[int, ...] = (1, 10, 100, 1000)
@@ -41,7 +45,8 @@ class Options:
 class Row:
     """One method at one real backbone. flops: of a local step in which every adapter that trains is updated once, one
     row. server: FLOPs of server tasks per client and such a step. adapter: values of one adapter that train. sent:
-    values by key and client. unknown: what is sent, too, in a size that nobody declares. received: values of params."""
+    values by key and client, once: before round 0; in units of four bytes, so that values of another width count for
+    what they weigh. unknown: what is sent, too, in a size that nobody declares. received: values of params."""
 
     method: str
     backbone: str
@@ -54,6 +59,7 @@ class Row:
     unknown: tuple[str, ...]
     sending: int
     received: int
+    once: int = 0
     work: Callable[[int], float] = field(repr=False, default=lambda clients: 0.0)
 
     @property
@@ -74,6 +80,15 @@ class Row:
     def part(self, name: str) -> int:
         """Values of one factor, such as A."""
         return sum(size for key, size in self.sent.items() if key.rpartition("/")[2] == name and key.count("/") == 2)
+
+
+def weighed(tensor: Tensor) -> int:
+    """What a tensor weighs, in values of four bytes, rounded up.
+
+    >>> weighed(Planned.tensor(3, 5)), weighed(Planned.tensor(3, 5, dtype=torch.float16))
+    (15, 8)
+    """
+    return math.ceil(tensor.numel() * tensor.element_size() / FLOAT)
 
 
 def _site(key: str) -> str:
@@ -165,12 +180,19 @@ class Planner:
         def loaded(other: str | None) -> Backbone:
             return prices.host(name if other is None else real.get(other, other)).backbone
 
-        shapes: dict[str, tuple[int, ...]] = {}
-        for statistic in turn.task.statistics:
-            shapes.update(statistic.sends(loaded))
-        sent |= {key: math.prod(shape) for key, shape in shapes.items() if key in up}
+        sites = tuple(prices.adapter.sites(prices.host(name).backbone))
+        plan = Planned(loaded, sites, prices.readers(name), values, self.options.answers)
+        measured = {
+            key: weighed(tensor)
+            for statistic in turn.task.statistics
+            for key, tensor in statistic.sends(plan).items()
+            if key in up
+        }
+        sent |= measured
         asked = {pattern.partition("/")[0] for pattern in up.patterns}
-        unknown = sorted(asked - set(names) - {key.partition("/")[0] for key in shapes} - {"head"})
+        unknown = sorted(asked - set(names) - {key.partition("/")[0] for key in measured} - {"head"})
+        first = next((task for task in traced.before if task.up and task.backbone == turn.task.backbone), None)
+        once = first.statistics if first is not None else ()
         others = tuple(real.get(other, other) for other in turn.task.others)
         trained = max(1, sum(item.whole_steps or self.options.steps for item in traced.clients.values()))
         return Row(
@@ -185,6 +207,7 @@ class Planner:
             unknown=tuple(unknown),
             sending=traced.sending,
             received=took,
+            once=sum(weighed(tensor) for statistic in once for tensor in statistic.sends(plan).values()),
             work=lambda clients: parts.aggregator.work(clients, sent),
         )
 

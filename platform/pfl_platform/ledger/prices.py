@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import AdapterType, Keys, Slot
@@ -34,6 +36,7 @@ class Prices:
     most: int = 3
     _hosts: dict[str, Host] = field(default_factory=dict)
     _known: dict[tuple[str, int, int, bool], float] = field(default_factory=dict)
+    _readers: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
@@ -56,6 +59,31 @@ class Prices:
             key.partition("/")[2]: tensor.numel() for key, tensor in self.host(name).params.items() if key in trained
         }
 
+    def readers(self, name: str) -> tuple[int, ...]:
+        """For each adapted map the first that reads the same input, found by a pass over one token."""
+        if name not in self._readers:
+            host = self.host(name)
+            sites = self.adapter.sites(host.backbone)
+            seen: dict[int, Tensor] = {}
+
+            def look(index: int) -> Callable[..., None]:
+                return lambda _module, inputs: seen.__setitem__(index, inputs[0])
+
+            hooks = [
+                host.backbone.module(site.path).register_forward_pre_hook(look(index))
+                for index, site in enumerate(sites)
+            ]
+            try:
+                with host.mixing({}), torch.no_grad():
+                    host.backbone.model(**_row(1))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            self._readers[name] = tuple(
+                next(first for first in sorted(seen) if seen[first] is seen[index]) for index in range(len(sites))
+            )
+        return self._readers[name]
+
     def per_token(self, name: str, kind: Pass) -> float:
         """FLOPs per token of a pass like this one, the way back included where there is one."""
         trained, idle = len(kind.trained), len(kind.idle)
@@ -71,18 +99,24 @@ class Prices:
         slots = [f"{_FORM}{index}" for index in range(trained + idle)]
         patterns = [pattern for slot in slots[:trained] for pattern in self.adapter.trainable(slot).patterns]
         chosen = list(host.select(Keys(*patterns)).values())
-        ids = torch.zeros(1, self.tokens, dtype=torch.int64, device="meta")
-        # Of four dimensions, so that nobody looks into it for values. Every position meets every other, as in a count
-        # of the kernels that GPUs use.
-        mask = torch.zeros(1, 1, self.tokens, self.tokens, dtype=torch.bfloat16, device="meta")
+        inputs = _row(self.tokens)
 
         def run() -> None:
             with host.mixing(dict.fromkeys(slots, 1.0)), torch.set_grad_enabled(gradient):
-                logits = host.backbone.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                logits = host.backbone.model(**inputs).logits
                 if gradient:
                     torch.autograd.grad(logits.sum(), chosen)
 
         return count_flops(run)[1]
+
+
+def _row(tokens: int) -> dict[str, Any]:
+    """One row without values."""
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
+    # Of four dimensions, so that nobody looks into it for values. Every position meets every other, as in a count of
+    # the kernels that GPUs use.
+    mask = torch.zeros(1, 1, tokens, tokens, dtype=torch.bfloat16, device="meta")
+    return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
 
 
 def weight_bytes(params: int, bits: int = 16) -> float:

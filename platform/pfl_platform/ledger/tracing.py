@@ -53,6 +53,7 @@ class Trace:
     setup: Setup
     clients: Mapping[str, Turn]
     server: Turn
+    before: Sequence[Task]  # of preparation
     sending: int  # in how many rounds a client sends, of `rounds`
     rounds: int
 
@@ -93,6 +94,7 @@ def trace(
     fed, worker = setup.federation(store), setup.worker(store)
     recorder = _Recorder(worker)
     progress = drive(prepare(fed, setup.parts), recorder)
+    before = [task for task, _ in recorder.done]
     for index in range(2):
         recorder.done.clear()
         progress = drive(one_round(fed, setup.parts, progress, index), recorder).progress
@@ -104,4 +106,4 @@ def trace(
         turn.add(task, meter, list(worker.host(task.backbone).params))
     objective, first = setup.parts.objective, fed.clients[0]
     sending = sum(objective.uploads(context(fed, first, index)) for index in range(rounds)) if setup.parts.up else 0
-    return Trace(setup, turns, server, sending, rounds)
+    return Trace(setup, turns, server, before, sending, rounds)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
+from pfl_platform.adapters.surfaces import Keys, Mix, Site, Tensors
 from pfl_platform.backbones import Backbone, Encoded
 from pfl_platform.data import Sample
 
@@ -173,6 +173,27 @@ class Want:
     loss: Loss
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A client of a planned federation, whose backbones have shapes and no values.
+
+    load: backbones by name; None is the client's own. sites: its adapted maps. readers: for each site the first one
+    that reads the same input. values: `site/part` -> how many values, of one slot's params that train. answers: answer
+    tokens of a sample.
+    """
+
+    load: Callable[[str | None], Backbone]
+    sites: tuple[Site, ...]
+    readers: tuple[int, ...]
+    values: Mapping[str, int]
+    answers: int
+
+    @staticmethod
+    def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """One without values."""
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+
 class Statistic(ABC):
     """Something measured on data without training.
 
@@ -188,9 +209,9 @@ class Statistic(ABC):
     amount: int = 0
     wants: tuple[Want, ...] = ()
 
-    def sends(self, load: Callable[[str | None], Backbone]) -> Mapping[str, tuple[int, ...]]:
-        """Key -> shape of what `finish` sends, float32, where backbones are as `load` gives them (by name; None is the
-        client's own). It is asked of backbones that have shapes and no values, so that costs can be planned."""
+    def sends(self, plan: Planned) -> Mapping[str, Tensor]:
+        """What `finish` would send from a planned client: tensors with a shape, a dtype and no values. It is asked so
+        that costs can be planned at real backbones' shapes."""
         return {}
 
     @abstractmethod

@@ -27,7 +27,16 @@ MIX: Mix = {SLOT: 1.0}
 def measure(fed: Federation, config: Config, keep: tuple[str, ...] = ()) -> Predictions:
     """What clients and the server say about the public set."""
     source = Exchange(fed, PublicSet.of(fed, config.samples), top_k=config.top_k).in_order
-    return Predictions(MIX, source, source.steps(), top_k=config.top_k, dtype=torch.float16, keep=keep, name=KNOWLEDGE)
+    return Predictions(
+        MIX,
+        source,
+        source.steps(),
+        top_k=config.top_k,
+        dtype=torch.float16,
+        keep=keep,
+        name=KNOWLEDGE,
+        samples=config.samples,
+    )
 
 
 def message(targets: Targets, losses: Tensor) -> dict[str, Tensor]:

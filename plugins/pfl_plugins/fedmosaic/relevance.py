@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pfl_platform.adapters.surfaces import Mix, SlotLayer, Tensors
-from pfl_platform.backbones import Backbone
 from pfl_platform.rng import torch_rng
-from pfl_platform.training.surfaces import Statistic, View
+from pfl_platform.training.surfaces import Planned, Statistic, View
 from pfl_plugins.fedmosaic.config import RelaConfig
 from pfl_plugins.fedmosaic.equations import ema, kept_coordinates, kept_rows, sanitise
 from pfl_plugins.fedmosaic.sketch import last_layer_gradient
@@ -40,16 +39,16 @@ class ClientGradient(Statistic):
         self._mix = mix
         self._seed = seed
 
-    def sends(self, load: Callable[[str | None], Backbone]) -> Mapping[str, tuple[int, ...]]:
-        backbone = load(self._model)
+    def sends(self, plan: Planned) -> Mapping[str, Tensor]:
+        backbone = plan.load(self._model)
         rows, columns = _shape(backbone.module(backbone.last_linear))
         config = self.config
         if self._model is None and config.projection:
-            return {SKETCH: (config.projection,)}
+            return {SKETCH: plan.tensor(config.projection)}
         key = OWN_SKETCH if self._model is None else SKETCH
         if config.subsample == "official_rows":
-            return {key: (kept_rows(rows, config.keep), columns)}
-        return {key: (kept_rows(rows * columns, config.keep),)}
+            return {key: plan.tensor(kept_rows(rows, config.keep), columns)}
+        return {key: plan.tensor(kept_rows(rows * columns, config.keep))}
 
     def add(self, acc: tuple[Tensor, int] | None, view: View) -> tuple[Tensor, int]:
         gradient = self._gradient(view)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Objective, Update
 from pfl_platform.training.losses import answers_under
-from pfl_platform.training.surfaces import Source, Statistic, View, Want
+from pfl_platform.training.surfaces import Planned, Source, Statistic, View, Want
 from pfl_plugins.fisher.config import Config
 from pfl_plugins.fisher.rule import STATISTIC
 from pfl_plugins.merging.measures import Measure, held_out
@@ -29,6 +29,20 @@ class Information(Statistic):
     def __init__(self, keys: Keys, mix: Mix, source: Source, amount: int) -> None:
         self.name, self.data, self.amount = STATISTIC, source, amount
         self.wants = (Want(STATISTIC, keys, answers_under(mix, dropout=False)),)
+
+    def sends(self, plan: Planned) -> Mapping[str, Tensor]:
+        slots = {pattern.partition("/")[0] for want in self.wants for pattern in want.keys.patterns}
+        if BASE in slots:
+            return {
+                f"{STATISTIC}/{BASE}/{site.name}/W": plan.tensor(site.out_features, site.in_features)
+                for site in plan.sites
+            }
+        return {
+            f"{STATISTIC}/{slot}/{place}": plan.tensor(size)
+            for slot in sorted(slots)
+            for place, size in plan.values.items()
+            if place.endswith(("/A", "/B"))
+        }
 
     def add(self, acc: Any, view: View) -> tuple[dict[str, Tensor], int]:
         sums, count = acc if acc is not None else ({}, 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Site, Tensors
-from pfl_platform.training.surfaces import Source, Statistic, View
+from pfl_platform.training.surfaces import Planned, Source, Statistic, View
 
 NAME = "features"
 ROWS = Keys(f"{NAME}/*/rows")
@@ -36,19 +36,33 @@ class Features(Statistic):
 
     Sent per input, float32: the mean of these over all samples, (1, d_in), or (`full`) one row per sample. Maps that
     read the same tensor, such as those of queries, keys and values, share a row. noise: standard deviation of what is
-    added before it is sent, relative to the root mean square of the rows.
+    added before it is sent, relative to the root mean square of the rows. samples: how many a plan reckons with.
     """
 
     name = NAME
 
     def __init__(
-        self, sites: Sequence[Site], data: Source, amount: int, variant: Literal["mean", "full"], noise: float = 0.0
+        self,
+        sites: Sequence[Site],
+        data: Source,
+        amount: int,
+        variant: Literal["mean", "full"],
+        noise: float = 0.0,
+        samples: int = 0,
     ) -> None:
         self.sites = tuple(sites)
         self.data = data
         self.amount = amount
         self.variant = variant
         self.noise = noise
+        self.samples = samples
+
+    def sends(self, plan: Planned) -> Mapping[str, Tensor]:
+        rows = 1 if self.variant == "mean" else self.samples
+        return {
+            rows_key(plan.sites[index].name): plan.tensor(rows, plan.sites[index].in_features)
+            for index in sorted(set(plan.readers))
+        }
 
     def add(self, acc: _Seen | None, view: View) -> _Seen:
         paths = [site.path for site in self.sites]

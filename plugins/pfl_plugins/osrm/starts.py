@@ -73,7 +73,7 @@ def features_task(fed: Federation, config: Config, client: ClientData) -> Task:
     source = Epochs(
         picked(fed, client, config), training.micro_batch or training.batch_size, fed.seed, NAME, shuffle=False
     )
-    statistic = Features(sites_of(fed, name), source, source.steps(), config.variant, config.noise)
+    statistic = Features(sites_of(fed, name), source, source.steps(), config.variant, config.noise, config.samples)
     return Task(
         actor=f"features of {name}",
         stage="prepare",

@@ -12,7 +12,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Keys, Mix, Site, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Objective, Update
-from pfl_platform.training.surfaces import Source, Statistic, View
+from pfl_platform.training.surfaces import Planned, Source, Statistic, View
 from pfl_plugins.merging.measures import Measure, held_out
 from pfl_plugins.regmean.config import Config
 from pfl_plugins.regmean.rule import STATISTIC
@@ -49,6 +49,15 @@ class Gram(Statistic):
         self.name, self.data, self.amount = STATISTIC, source, amount
         self.sites, self.mix = tuple(sites), mix
         self.diagonal, self.per_token = diagonal, per_token
+
+    def sends(self, plan: Planned) -> Mapping[str, Tensor]:
+        found = {}
+        for index in sorted(set(plan.readers)):
+            members = [site.name for site, first in zip(plan.sites, plan.readers, strict=True) if first == index]
+            size = plan.sites[index].in_features
+            shape = (size,) if self.diagonal else (size, size)
+            found[f"{STATISTIC}/{JOIN.join(sorted(members))}"] = plan.tensor(*shape)
+        return found
 
     def add(self, acc: Any, view: View) -> _Sums:
         sums: _Sums = acc if acc is not None else _Sums()
