@@ -6,10 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pfl_platform.data import DATA
 from pfl_platform.errors import UserError
-
-DATA = "PFL_DATA"
-"""Environment variable: the folder that holds data sets."""
 
 
 def find_root(given: Path | None, name: str, title: str, parts: Sequence[str] = ("",)) -> Path:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["multi-choice", "open-ended"]
 Protocols = Literal["dynamic", "static"]
+DATA = "PFL_DATA"
+"""Environment variable: the folder that holds data sets."""
 IMAGE_MARK = "<image>"
 """Where a picture stands in a human turn; one mark per picture, in order."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pfl_platform.evaluation.surfaces import Metric
     from pfl_platform.federation.components import Aggregator, Objective, Personalizer, Postprocessor
     from pfl_platform.federation.observers import Observer
+    from pfl_platform.inventory import Inventory
 
 PROJECT = "pfl_platform"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -62,6 +63,12 @@ def pfl_make_postprocessor(name: str, options: Options) -> Postprocessor | None:
 @hookspec(firstresult=True)
 def pfl_make_benchmark(name: str, options: Options) -> Benchmark | None:
     """Data, partition and metrics. Entry points: `pfl_platform.benchmarks`."""
+
+
+@hookspec(firstresult=True)
+def pfl_check_data(name: str, options: Options) -> Inventory | None:
+    """What is there of a benchmark's files, for `data check`. Optional, in the module of a benchmark; it reads what it
+    must and raises nothing for what is missing or broken."""
 
 
 @hookspec(firstresult=True)

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 import yaml
@@ -27,6 +27,9 @@ from pfl_platform import hookspecs
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.hookspecs import KINDS, PROJECT
 from pfl_platform.validation import explain
+
+if TYPE_CHECKING:
+    from pfl_platform.inventory import Inventory
 
 DEFAULTS = "pfl_platform.defaults"
 """Entry-point group of what runs when the user names nothing. The name is a role (`benchmark`: the benchmark of a
@@ -231,6 +234,13 @@ class PluginManager:
             return _model(refusal, module) if refusal is not None else None
         return None
 
+    def check_data(self, name: str, options: Mapping[str, Any]) -> Inventory | None:
+        """What the benchmark of this name says of its files; None when it says nothing."""
+        plugin = find("benchmark", name)
+        module = self._load(plugin)
+        found: Inventory | None = self._ask("benchmark", name, options, module, hook="pfl_check_data")
+        return found
+
     def _ask_all(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
         """Asks every plugin of a kind for a name that none announces: an alias, such as a model's id on a hub."""
         for module in dict.fromkeys(plugin.module for plugin in available(kind).values()):
@@ -265,16 +275,20 @@ class PluginManager:
             hint = nearest(unknown[0], _hook_names()) if unknown else ""
             raise UserError(f"{who} has a hook that does not fit: {' '.join(str(error).split())}.{hint}") from error
 
-    def _call(self, kind: str, name: str, options: Mapping[str, Any], module: ModuleType) -> Any:
+    def _call(
+        self, kind: str, name: str, options: Mapping[str, Any], module: ModuleType, hook: str | None = None
+    ) -> Any:
         if f"pfl_make_{kind}" not in _hook_names():
             raise UserError(f"A {kind} is not made by a hook; its parts are.")
         others = [plugin for plugin in self._hooks.get_plugins() if plugin is not module]
-        hook = self._hooks.subset_hook_caller(f"pfl_make_{kind}", remove_plugins=others)
-        return hook(name=name, options=options)
+        caller = self._hooks.subset_hook_caller(hook or f"pfl_make_{kind}", remove_plugins=others)
+        return caller(name=name, options=options)
 
-    def _ask(self, kind: str, name: str, options: Mapping[str, Any], module: ModuleType) -> Any:
+    def _ask(
+        self, kind: str, name: str, options: Mapping[str, Any], module: ModuleType, hook: str | None = None
+    ) -> Any:
         try:
-            return self._call(kind, name, options, module)
+            return self._call(kind, name, options, module, hook)
         except ValidationError as error:
             raise UserError(
                 explain(error, _model(error, module), noun="option", of=f" of the {kind} '{name}'")

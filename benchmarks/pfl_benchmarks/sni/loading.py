@@ -50,7 +50,7 @@ def choose_tasks(root: Path, split: Path, options: SniOptions) -> list[SniTask]:
             raise UserError(f"The option 'tasks' names '{twice}' twice.")
         tasks = [_read(root, name) for name in options.tasks]
     else:
-        names = _names(split / "train_tasks.txt")
+        names = split_names(split / "train_tasks.txt")
         if len(names) < options.num_clients:
             raise UserError(f"{split} has {len(names)} train tasks, and num_clients is {options.num_clients}.")
         largest: list[SniTask] = []
@@ -66,7 +66,7 @@ def choose_tasks(root: Path, split: Path, options: SniOptions) -> list[SniTask]:
     return tasks
 
 
-def _names(file: Path) -> list[str]:
+def split_names(file: Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -114,7 +114,7 @@ def _public(root: Path, split: Path, tasks: Sequence[SniTask], options: SniOptio
     taken = {task.name for task in tasks}
     private = {text for task in tasks for text in task.instances}
     samples: dict[str, Sample] = {}
-    for name in _names(file):
+    for name in split_names(file):
         if name not in taken:
             task = _read(root, name)
             kept = {text: outputs for text, outputs in task.instances.items() if text not in private}

@@ -13,12 +13,12 @@ from pfl_benchmarks.folder.files import confined
 from pfl_benchmarks.folder.loading import Plan, assemble
 from pfl_benchmarks.folder.public import FOLDER as PUBLIC
 from pfl_benchmarks.folder.scenario import ScenarioClient, TaskSlot, find_scenario, read_scenario
-from pfl_benchmarks.roots import DATA, find_root
+from pfl_benchmarks.roots import find_root
 from pfl_benchmarks.suites import sheet
 from pfl_benchmarks.suites.large import FedDpaFiles
 from pfl_benchmarks.suites.options import LargeOptions, ScopeOptions, SuiteOptions
 from pfl_benchmarks.suites.scope import ScopeFiles, examined, unexamined
-from pfl_platform.data import Sample
+from pfl_platform.data import DATA, Sample
 from pfl_platform.errors import UserError
 
 SPLITS = ("train", "test")

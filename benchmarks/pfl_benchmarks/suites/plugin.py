@@ -10,6 +10,7 @@ from pfl_platform.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from pfl_platform.data import Benchmark
+    from pfl_platform.inventory import Inventory
 
 
 @hookimpl
@@ -22,3 +23,15 @@ def pfl_make_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | Non
     from pfl_benchmarks.suites.loading import load
 
     return load(name, settings)
+
+
+@hookimpl
+def pfl_check_data(name: str, options: Mapping[str, Any]) -> Inventory | None:
+    """What is there of the files."""
+    if name not in OPTIONS:
+        return None
+    settings = OPTIONS[name].model_validate(options)
+
+    from pfl_benchmarks.suites.check import check
+
+    return check(name, settings)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from pfl_platform import __version__
+from pfl_platform.cli.arguments import Data, Json, Markdown, Quiet, Threads
+from pfl_platform.cli.files import files
 from pfl_platform.cli.output import Form, complain
 from pfl_platform.errors import UserError
 
@@ -21,11 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print the results as a Markdown table, for pages.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads for computing.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results only.")]
+app.add_typer(files, name="data")
 
 
 def _version(asked: bool) -> None:
@@ -84,6 +82,7 @@ def run(
         typer.Option("--tune", help="Choose a setting on validation samples: key=a,b,c. May be repeated."),
     ] = None,
     threads: Threads = None,
+    data: Data = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
     ] = None,
@@ -131,6 +130,7 @@ def run(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of runs that are compared.")],
+    data: Data = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was stopped, from its last finished task."""

@@ -41,6 +41,9 @@ def list_kind(kind: str, as_json: bool) -> None:
             raise UserError(f"'{kind}' cannot be listed." + nearest(kind, [*plural, "recipes", "budgets"]))
         rows = [_row(plugin) for plugin in available(singular).values()]
         columns = ["name", "summary", "package", "version"]
+        if singular == "benchmark":
+            rows, compared = _compared(rows)
+            columns[1:1] = compared
     if as_json:
         print_json(rows)
     else:
@@ -73,6 +76,24 @@ def _parts(method: Plugin) -> list[Plugin]:
     written = read(method_file(method))
     named = {kind: value.get("name") if isinstance(value, Mapping) else value for kind, value in written.items()}
     return [available(kind)[name] for kind in COMPONENTS if (name := named.get(kind)) in available(kind)]
+
+
+MARKS = {"True": "yes", "False": "no"}
+
+
+def _compared(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of benchmarks with what their cards say of size and scores, and compare them by (`compared`); and these
+    columns. What a card does not say is a dash."""
+    abouts = {row["name"]: available("benchmark")[row["name"]].about for row in rows}
+    features = dict.fromkeys(key for about in abouts.values() for key in about.get("compared") or {})
+    titles = {key: key.replace("_", " ") for key in features}
+    told = []
+    for row in rows:
+        about = abouts[row["name"]]
+        size = {key: str(about.get(key, "-")) for key in ("clients x tasks", "scored by")}
+        own = about.get("compared") or {}
+        told.append({**row, **size, **{title: MARKS.get(str(own.get(key)), "-") for key, title in titles.items()}})
+    return told, ["clients x tasks", "scored by", *titles.values()]
 
 
 def _row(plugin: Plugin) -> dict[str, str]:

@@ -1,0 +1,26 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _use(folder: Path | None) -> Path | None:
+    from pfl_platform.cli.data import use
+
+    use(folder)
+    return folder
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the results as a Markdown table, for pages.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", callback=_use, help="The folder that holds data sets; default: the variable PFL_DATA."),
+]
+"""Taken for the whole process before the command begins."""
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads for computing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results only.")]
