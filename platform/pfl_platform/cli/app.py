@@ -12,7 +12,7 @@ import typer
 from pfl_platform import __version__
 from pfl_platform.cli.arguments import Data, Json, Markdown, Quiet, Threads
 from pfl_platform.cli.files import files
-from pfl_platform.cli.output import Form, complain
+from pfl_platform.cli.output import complain, form_of
 from pfl_platform.errors import UserError
 
 app = typer.Typer(
@@ -151,7 +151,7 @@ def compare(
     """One table of several finished runs."""
     from pfl_platform.cli import running
 
-    running.compare(runs, _form(json, markdown), plots)
+    running.compare(runs, form_of(json, markdown), plots)
 
 
 @app.command()
@@ -275,7 +275,7 @@ def evaluate(
     """Score what a finished run left out, from its last round; nothing is trained, and no cell is scored twice."""
     from pfl_platform.cli import evaluating
 
-    evaluating.evaluate(run, others, unseen, items, _form(json, markdown), quiet)
+    evaluating.evaluate(run, others, unseen, items, form_of(json, markdown), quiet)
 
 
 @app.command()
@@ -359,15 +359,9 @@ def show(
     elif who_helped_whom:
         running.show_helped(Path(what), alone, json)
     elif Path(what).is_dir():
-        running.show(Path(what), _form(json, markdown))
+        running.show(Path(what), form_of(json, markdown))
     else:
         listing.show(what, json)
-
-
-def _form(json: bool, markdown: bool) -> Form:
-    if json and markdown:
-        raise UserError("Results are printed as JSON or as Markdown; give one of --json and --markdown.")
-    return "json" if json else "markdown" if markdown else "screen"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,11 +7,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from pfl_platform.errors import UserError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 Form: TypeAlias = Literal["screen", "json", "markdown"]
 """How results are printed."""
+
+
+def form_of(json: bool, markdown: bool) -> Form:
+    """The form that two switches ask for."""
+    if json and markdown:
+        raise UserError("Results are printed as JSON or as Markdown; give one of --json and --markdown.")
+    return "json" if json else "markdown" if markdown else "screen"
 
 
 def complain(sentence: str) -> None:
