@@ -117,6 +117,23 @@ def test_text_sets_are_counted_and_compared(tmp_path: Path, said: Any) -> None:
     assert "FS_LLM_Instruct/train/dataset-20.json" in text
 
 
+def test_a_benchmark_is_shown_with_its_tasks_and_samples(tmp_path: Path, said: Any, monkeypatch: Any) -> None:
+    code, text = said("show", "drake")
+    assert code == 0
+    assert "as published; Where are the files of DRAKE?" in text
+    assert "  6\n    WCVQA-0\n    iconqa-2\n" in text
+    make_suite(tmp_path / "drake", "drake")
+    monkeypatch.setenv(DATA, str(tmp_path))
+    code, text = said("show", "drake")
+    assert "  6 (llava-llama-3.2-3b)\n    WCVQA-0: multi-choice, choice, 2/1/2 train/validation/test, WCVQA\n" in text
+    sheet = r"  WCVQA-0 \[1 pictures\]: <image> WCVQA-0 train \d\? Choice list:\[A\. this \| B\. that\] -> [AB]\n"
+    assert re.search(sheet, text)
+    (card,) = said("show", "drake", "--json")[1]
+    assert len(card["tree"]) == len(card["samples"]) == 40
+    make_flan(tmp_path / "flan" / "potara8", "flan8")
+    assert len(said("show", "flan8", "--json")[1][0]["samples"]) == 8
+
+
 def test_what_cannot_be_checked_says_so(tmp_path: Path, said: Any) -> None:
     for words, sentence in (
         (("flan8",), "Where are the files of FLAN-8?"),

@@ -81,9 +81,8 @@ def suite(name: str, options: SuiteOptions) -> Suite:
             raise UserError("A scenario file says itself who has what; leave out 'preset' and 'order'.")
         clients = read_scenario(find_scenario(root, options.scenario))
     if options.models == "tiny":
-        clients = tuple(
-            replace(client, model_id=sheet.TINY.get(client.model_id, client.model_id)) for client in clients
-        )
+        small = sheet.tiny(dict.fromkeys(client.model_id for client in clients))
+        clients = tuple(replace(client, model_id=small[client.model_id]) for client in clients)
     source: Source | None = None
     if isinstance(options, LargeOptions):
         source = FedDpaFiles(root, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,18 +16,33 @@ from pfl_platform.errors import UserError, nearest
 CARDS = Path(__file__).with_name("cards")
 REST, EVEN = "rest", "even"
 """In a preset: all clients that no other model names; those with an even id."""
-TINY: Mapping[str, str] = {
-    "llava-llama-3.2-1b": "tiny-llava-llama-s",
-    "llava-llama-3.2-3b": "tiny-llava-llama-m",
-    "llava-llama-3.1-8b": "tiny-llava-llama-m",
-    "llava-qwen2.5-0.5b": "tiny-llava-qwen-s",
-    "llava-qwen2.5-1.5b": "tiny-llava-qwen-s",
-    "llava-qwen2.5-3b": "tiny-llava-qwen-m",
-    "llama-3.2-1b": "tiny-llama-s",
-    "llama-3.2-3b": "tiny-llama-m",
-    "llama-3.1-8b": "tiny-llama-m",
+TINY: Mapping[str, tuple[str, str]] = {
+    "llava-llama": ("tiny-llava-llama-s", "tiny-llava-llama-m"),
+    "llava-qwen": ("tiny-llava-qwen-s", "tiny-llava-qwen-m"),
+    "llama": ("tiny-llama-s", "tiny-llama-m"),
 }
-"""The zoo's small backbone in the place of each published model; of three sizes the two larger ones share one."""
+"""A small and a larger backbone of the zoo in the places of each family's models."""
+_FAMILY = re.compile(r"(llava-llama|llava-qwen|llama)-?[\d.]+-([\d.]+)b")
+
+
+def tiny(models: Iterable[str]) -> dict[str, str]:
+    """The zoo's backbone in the place of each model: of a family the smallest gets the small one, the others get the
+    larger. Names of other forms stay.
+
+    >>> tiny(["llama-3.2-3b", "llama-3.1-8b", "mine"])
+    {'llama-3.2-3b': 'tiny-llama-s', 'llama-3.1-8b': 'tiny-llama-m', 'mine': 'mine'}
+    >>> tiny(["llava-qwen2.5-3b", "llava-qwen2.5-0.5b", "llava-llama-3.2-3b"]).values()
+    dict_values(['tiny-llava-qwen-m', 'tiny-llava-qwen-s', 'tiny-llava-llama-s'])
+    """
+    found = {model: _FAMILY.fullmatch(model) for model in models}
+    smallest: dict[str, float] = {}
+    for match in found.values():
+        if match:
+            smallest[match[1]] = min(float(match[2]), smallest.get(match[1], float("inf")))
+    return {
+        model: TINY[match[1]][float(match[2]) > smallest[match[1]]] if match else model
+        for model, match in found.items()
+    }
 
 
 @cache

@@ -117,6 +117,10 @@ def _card(plugin: Plugin, manager: PluginManager) -> dict[str, Any]:
         card["measured"] = measured
     if (model := manager.options(plugin.kind, plugin.name)) is not None:
         card["options"] = options(model)
+    if plugin.kind == "benchmark":
+        from pfl_platform.cli.sheets import of_benchmark
+
+        card |= of_benchmark(plugin, manager)
     return card
 
 
@@ -159,7 +163,7 @@ def _print_card(card: Mapping[str, Any]) -> None:
     screen = console(width=1000)
     screen.print(f"{card['kind']} {card['name']}", style="bold", markup=False, highlight=False)
     for key, value in card.items():
-        if key not in ("kind", "name", "settings", "options") and value:
+        if key not in ("kind", "name", "settings", "options", "tree", "samples", "data") and value:
             screen.print(f"  {key}: {' '.join(str(value).split())}", markup=False, highlight=False)
     if card.get("settings"):
         import yaml
@@ -169,3 +173,7 @@ def _print_card(card: Mapping[str, Any]) -> None:
         print("".join(f"    {line}\n" for line in text.splitlines()), end="")
     if card.get("options"):
         print_rows(card["options"], ["option", "type", "default", "meaning"])
+    if card.get("tree") or card.get("data"):
+        from pfl_platform.cli.sheets import print_sheet
+
+        print_sheet(card)
