@@ -23,7 +23,7 @@ from pfl_platform.federation.tasks import Cost, Outcome, Store
 from pfl_platform.store import atomic
 from pfl_platform.store.disk import DiskStore
 from pfl_platform.store.layout import DTYPES, content_address, file_chunks, file_length
-from pfl_platform.store.memory import MemoryStore
+from pfl_platform.store.memory import MemoryStore, Overlay
 from pfl_platform.store.reading import read_tensors
 
 DIGEST = "d" * 64
@@ -74,6 +74,14 @@ def test_only_the_keys_asked_for_are_returned(store: Store) -> None:
         "memory/none",
         "memory/seen",
     ]
+
+
+def test_keys_are_told_without_values(store: Store) -> None:
+    address = store.put({"b/y": torch.ones(2), "a/x": torch.zeros(1)})
+    assert store.names(address) == ("a/x", "b/y")
+    assert Overlay(store).names(address) == ("a/x", "b/y")
+    with pytest.raises(UserError):
+        store.names("0" * 64)
 
 
 def test_stored_tensors_belong_to_nobody_else(store: Store) -> None:

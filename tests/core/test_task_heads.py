@@ -151,10 +151,20 @@ def test_private_heads_are_trained_and_never_travel(tmp_path: Path, tasks: Seen)
     assert same(HEADS.of(folder.store.get(begun.state)), first)
 
 
-@pytest.mark.parametrize(("policy", "keeps"), [("private", True), ("shared", False)])
-def test_moments_survive_of_what_no_download_replaces(policy: str, keeps: bool, tmp_path: Path) -> None:
-    """FedIT's adapter comes down in every round, and a shared head does; a private head goes on."""
-    state = states(run(tmp_path / "run", config(heads=policy)))["a"]
+@pytest.mark.parametrize(
+    ("method", "changes", "keeps"),
+    [
+        ("fedit", {"heads": "private"}, True),
+        ("fedit", {"heads": "shared"}, False),
+        ("guided", {"heads": "private"}, True),
+        ("osrm", {"heads": "private", "objective.start": "global"}, True),
+    ],
+)
+def test_moments_survive_of_what_no_download_replaces(
+    method: str, changes: dict[str, str], keeps: bool, tmp_path: Path
+) -> None:
+    """The adapter comes down in every round, and a shared head does; a private head goes on."""
+    state = states(run(tmp_path / "run", config(method, **changes)))["a"]
     moments = {key for key in state if key.startswith("moments/") and not key.endswith("count")}
     assert bool(moments) == keeps
     assert all("head/" in key for key in moments)

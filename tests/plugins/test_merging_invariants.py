@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +121,50 @@ def test_the_gram_of_one_and_the_diagonal_of_another_are_not_mixed() -> None:
         lambda name, k, module: statistic(name, NAMES[k], module).diagonal(),
     )
     assert close(whole(merger("regmean"), diagonal)[0]["g/one"], whole(merger("regmean", a=0), given_)[0]["g/one"])
+
+
+# What statistics cost -------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Statistics that say how often each was read, and how many were there at once."""
+
+    def __init__(self) -> None:
+        self.reads: Counter[tuple[str, int, str]] = Counter()
+        self.most, self._given = 0, list[weakref.ref[Tensor]]()
+
+    def __call__(self, name: str, k: int, module: str) -> Tensor:
+        gc.collect()
+        self.most = max(self.most, sum(ref() is not None for ref in self._given) + 1)
+        self.reads[name, k, module] += 1
+        shape = {"gram": (9, 9), "fisher/W": (6, 9)}[name]
+        drawn = torch.rand(shape, generator=torch_rng("counted", name, k), dtype=torch.float64)
+        found = drawn @ drawn.T if name == "gram" else drawn
+        self._given.append(weakref.ref(found))
+        return found
+
+
+def on_one_input(counted: Counted, shared: bool) -> Inputs:
+    found = [{"g/k": one["g/one"], "g/q": Delta(-one["g/one"].up, one["g/one"].down + 1, 2.0)} for one in adapters()]
+    return replace(inputs(found), statistic=counted, shared=(lambda name, module: name) if shared else None)
+
+
+@pytest.mark.parametrize("space", ["ab", "delta"])
+def test_modules_with_one_input_have_their_gram_matrices_read_once(space: str) -> None:
+    apart, together = Counted(), Counted()
+    expected = whole(merger("regmean", space=space), on_one_input(apart, False))[0]
+    result = whole(merger("regmean", space=space), on_one_input(together, True))[0]
+    assert all(close(result[module], expected[module], 1e-12) for module in ("g/k", "g/q"))
+    assert sorted(apart.reads.values()) == [1] * 6
+    assert dict(together.reads) == {("gram", k, "g/k"): 1 for k in range(3)}
+    assert together.most == apart.most == 1
+
+
+def test_fisher_information_is_there_for_one_client_at_a_time() -> None:
+    counted = Counted()
+    whole(merger("fisher", space="delta"), on_one_input(counted, False))
+    assert set(counted.reads.values()) == {2}  # once for the norms of whole models
+    assert counted.most == 1
 
 
 # Invariants -----------------------------------------------------------------------------------------------------------

@@ -44,9 +44,11 @@ def test_a_frozen_A_stays() -> None:
 @pytest.mark.parametrize(
     ("sets", "sentence"),
     [
-        (("aggregator=fedavg",), "'fedavg' averages A and B separately"),
-        (("aggregator=nbs",), "'nbs' averages A and B separately"),
-        (("aggregator.space=ab",), "'task-arithmetic' averages A and B separately"),
+        (("aggregator=fedavg",), "'fedavg' combines params key by key, A with A"),
+        (("aggregator=nbs",), "'nbs' combines params key by key"),
+        (("aggregator=hetlora",), "'hetlora' combines params key by key"),
+        (("aggregator=fisher",), "'fisher' combines params key by key"),
+        (("aggregator.space=ab",), "'task-arithmetic' combines params key by key"),
         (("aggregator.relora=true",), "would count it twice; set rounds=1"),
         (("adapter=pqlora",), "Osrm works with the adapters lora"),
         (("objective.samples=0",), "samples"),

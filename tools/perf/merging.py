@@ -5,14 +5,17 @@
     python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
 
 Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `memory` is how much the
-process grew while merging, in units of all adapters together, which lie in memory before. At the larger shapes they do
-not fit: each is drawn when it is read, and `memory` is that of the whole process.
+process grew while merging, in units of all adapters together, which lie in memory before; tensors of 4 MiB and more go
+back to the system at once (glibc), so that what has been freed is not counted. At the larger shapes the adapters do not
+fit: each is drawn when it is read, and `memory` is that of the whole process. `read` is the size of all
+statistics that were read, in units of the adapters.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -94,7 +97,7 @@ def main() -> None:
             ("peft", "svd", 0),
         ]
     print(f"{options.clients} clients, shapes {options.shapes}, {options.threads} threads")
-    print(f"{'rule':<18}{'space':<8}{'seconds':>9}{'bound':>7}{'memory':>9}")
+    print(f"{'rule':<18}{'space':<8}{'seconds':>9}{'bound':>7}{'memory':>9}{'read':>8}")
     for name, space, bound in rules:
         words = [word for word in sys.argv[1:] if word != "--peft"]
         done = subprocess.run(
@@ -102,6 +105,7 @@ def main() -> None:
             capture_output=True,
             text=True,
             check=False,
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**22)},
         )
         if done.returncode:
             print(f"{name:<18}{space:<8}{done.stderr.strip().splitlines()[-1]}")
@@ -109,7 +113,8 @@ def main() -> None:
         found = json.loads(done.stdout.splitlines()[-1])
         limit = f"{bound:.0f}" if bound and options.shapes == "1b" else "-"
         unit = "x" if options.shapes == "1b" else " GiB"
-        print(f"{name:<18}{space:<8}{found['seconds']:>9.2f}{limit:>7}{found['memory']:>8.1f}{unit}", flush=True)
+        read = f"{found['read']:>7.1f}x" if found.get("read") else ""
+        print(f"{name:<18}{space:<8}{found['seconds']:>9.2f}{limit:>7}{found['memory']:>8.1f}{unit}{read}", flush=True)
 
 
 def maps(options: argparse.Namespace) -> tuple[dict[str, tuple[int, int]], int]:
@@ -145,10 +150,16 @@ class Adapters:
 
 
 class Statistics:
-    """Gram matrices and Fisher information of random data, drawn whenever they are read; `seconds` of drawing."""
+    """Gram matrices and Fisher information of random data, drawn whenever they are read; `seconds` of drawing, and
+    how many `values`. Maps that read the same input (query, key and value; gate and up) have one Gram matrix."""
 
     def __init__(self, modules: Shapes, rank: int) -> None:
-        self.modules, self.rank, self.seconds = modules, rank, 0.0
+        self.modules, self.rank, self.seconds, self.values = modules, rank, 0.0, 0
+
+    def shared(self, name: str, module: str) -> str:
+        layer, _, kind = module.rpartition(".")
+        inputs = {"q_proj": "block", "k_proj": "block", "v_proj": "block", "gate_proj": "mlp", "up_proj": "mlp"}
+        return f"{layer}.{inputs.get(kind, kind)}" if name == "gram" else module
 
     def __call__(self, name: str, k: int, module: str) -> Tensor:
         import torch
@@ -156,13 +167,14 @@ class Statistics:
         from pfl_platform.rng import torch_rng
 
         begun = time.perf_counter()
-        (d_out, d_in), generator = self.modules[module], torch_rng(0, "perf", name, module, k)
+        (d_out, d_in), generator = self.modules[module], torch_rng(0, "perf", name, self.shared(name, module), k)
         if name == "gram":
             x = torch.randn(64, d_in, generator=generator)
-            found = x.T @ x / 64
+            found = (x.T @ x).div_(64)
         else:
             sides = {"A": (self.rank, d_in), "B": (d_out, self.rank), "W": (d_out, d_in)}
             found = torch.rand(sides[name[-1]], generator=generator)
+        self.values += found.numel()
         self.seconds += time.perf_counter() - begun
         return found
 
@@ -191,6 +203,7 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
         read=adapters,
         rng=lambda *parts: torch_rng(0, *parts),
         statistic=(drawn := Statistics(modules, rank)),
+        shared=drawn.shared,
     )
     targets = [Target(rank, 2.0)] * (options.clients if merger.personal else 1)
     values = sum(rank * (d_out + d_in) for d_out, d_in in modules.values()) * options.clients
@@ -200,7 +213,7 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
         pass
     seconds = time.perf_counter() - begun - drawn.seconds - adapters.seconds
     memory = grown_since(before, values) if held else grown_since(0, 2**28)  # four bytes each: GiB
-    return {"seconds": seconds, "memory": memory}
+    return {"seconds": seconds, "memory": memory, "read": drawn.values / values}
 
 
 def peft_merge(options: argparse.Namespace, kind: str) -> dict[str, float]:

@@ -68,6 +68,11 @@ def check_components(config: RunConfig, parts: Parts) -> None:
     needs = parts.aggregator.needs
     up, down = _slots(parts.objective.up), _slots(parts.objective.down)
     who, whom = config.aggregator.name, config.objective.name
+    if needs.combines == "keys" and parts.objective.needs.own_keys:
+        raise UserError(
+            f"The aggregator '{who}' combines params key by key, A with A and B with B, but under the objective "
+            f"'{whom}' a key means something else at every client; choose an aggregator that merges deltas."
+        )
     for slot in needs.consumes:
         if slot not in up and not (slot == "*" and up):
             wanted = "updates" if slot == "*" else f"keys '{slot}/...'"

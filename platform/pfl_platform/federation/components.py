@@ -10,7 +10,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ class Needs:
     that can combine adapters of different shapes. continues: only backbones whose answers go on from the question, in
     one row, will do; no classifiers and no encoder-decoders. returns: whatever of an adapter trains at a client must
     come down again, because the server adds what it has merged to the backbone, and what stays would count twice.
+    combines: what an aggregator makes one of: params under the same key, such as A with A and B with B; "deltas", the
+    products of whole adapters; or "nothing" that clients train. own_keys: at every client a key means something else
+    (the rows of A are other directions), so that no aggregator that combines keys will do.
     """
 
     consumes: tuple[str, ...] = ()
@@ -49,6 +52,8 @@ class Needs:
     equal: tuple[str, ...] = ("adapter",)
     continues: bool = False
     returns: bool = False
+    combines: Literal["keys", "deltas", "nothing"] = "keys"
+    own_keys: bool = False
 
 
 @dataclass
@@ -265,6 +270,10 @@ class Update:
 
     def tensors(self, keys: Keys | None = None) -> dict[str, Tensor]:
         return self.store.get(self.address, keys)
+
+    def names(self) -> tuple[str, ...]:
+        """All keys that came, sorted."""
+        return self.store.names(self.address)
 
 
 @dataclass(frozen=True)

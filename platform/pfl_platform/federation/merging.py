@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,8 +34,9 @@ class Inputs:
     them all. weights: one per adapter, not negative, sum 1. read(k, module): the delta of one module; may be called any
     number of times. rng(*parts): a generator at an address.
     statistic(name, k, module): what was measured on the data of adapter k (for example a Gram matrix), in the same
-        scale for all adapters. reference(module): the merged delta from which all adapters started, if there was one.
-        Both are None when there is nothing.
+        scale for all adapters. shared(name, module): equal for modules that have that statistic in common, since they
+        read the same input. reference(module): the merged delta from which all adapters started, if there was one.
+        All are None when there is nothing.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Inputs:
     rng: Callable[..., torch.Generator]
     statistic: Callable[[str, int, str], Tensor] | None = None
     reference: Callable[[str], Delta] | None = None
+    shared: Callable[[str, str], Hashable] | None = None
 
     def __post_init__(self) -> None:
         if not self.names or not self.modules:

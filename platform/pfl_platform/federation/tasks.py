@@ -183,6 +183,10 @@ class Store(Protocol):
         """The tensors (or those that `keys` covers), on the CPU, sorted by key."""
         ...
 
+    def names(self, address: Address) -> tuple[str, ...]:
+        """All keys at an address, sorted; no values are read."""
+        ...
+
     def put_text(self, text: str) -> Address:
         """Keeps a text (predictions as JSON lines)."""
         ...

@@ -23,7 +23,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.federation.tasks import Address, Cost, Outcome
 from pfl_platform.store.atomic import stopping_run, write_atomic
 from pfl_platform.store.layout import content_address, file_chunks
-from pfl_platform.store.reading import read_tensors
+from pfl_platform.store.reading import read_tensors, tensor_names
 
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 
@@ -58,6 +58,13 @@ class DiskStore:
         if self.verify and keys is None and content_address(tensors) != address:
             raise UserError(_damaged(path, "its content does not match its name"))
         return tensors
+
+    def names(self, address: Address) -> tuple[str, ...]:
+        path = self._existing(self.tensor_path(address))
+        try:
+            return tensor_names(path)
+        except (ValueError, OSError) as error:
+            raise UserError(_damaged(path, str(error))) from error
 
     def put_text(self, text: str) -> Address:
         data = text.encode()

@@ -74,6 +74,11 @@ class MemoryStore:
                 start += size
         return {key: found[key] for key in sorted(found)}
 
+    def names(self, address: Address) -> tuple[str, ...]:
+        if address not in self._sets:
+            raise UserError(f"This store holds no tensors at the address {address}.")
+        return tuple(sorted(key for name in self._sets[address] for key, _, _ in self._pieces[name].spec))
+
     def put_text(self, text: str) -> Address:
         address = hashlib.sha256(text.encode()).hexdigest()
         self._texts[address] = text
@@ -138,3 +143,6 @@ class Overlay(MemoryStore):
 
     def get(self, address: Address, keys: Keys | None = None) -> dict[str, Tensor]:
         return super().get(address, keys) if self.has(address) else self._below.get(address, keys)
+
+    def names(self, address: Address) -> tuple[str, ...]:
+        return super().names(address) if self.has(address) else self._below.names(address)

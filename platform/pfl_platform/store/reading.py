@@ -39,6 +39,12 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda key: True) -
         return {key: _read(file, begin, key, entries[key]) for key in sorted(entries) if wanted(key)}
 
 
+def tensor_names(path: Path) -> tuple[str, ...]:
+    """All keys of a file, sorted, from its header alone. Errors as in `read_tensors`."""
+    with path.open("rb", buffering=0) as file:
+        return tuple(sorted(_header(file)[0]))
+
+
 def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     """The entries by key, checked against the file's length, and where the values begin."""
     size = os.fstat(file.fileno()).st_size

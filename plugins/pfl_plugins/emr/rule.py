@@ -14,7 +14,6 @@ Every client gets a result of its own. In the space `ab` the factors A and B are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -130,7 +129,7 @@ class _Elected(Sharing):
         def own(block: Tensor, place: Place) -> Tensor:
             return rescaler * masked(block[0], unified[place])
 
-        return Entries(replace(operand, deltas=(operand.deltas[turn],)), own)
+        return Entries(operand.only(turn), own)
 
 
 def _sums(operand: Operand, weights: Sequence[float]) -> _Sizes:

@@ -28,7 +28,7 @@ class FedMKTServer(Aggregator):
 
     @property
     def needs(self) -> Needs:
-        return Needs(consumes=(KNOWLEDGE,), replies=(TAUGHT,), equal=(), continues=True)
+        return Needs(consumes=(KNOWLEDGE,), replies=(TAUGHT,), equal=(), continues=True, combines="nothing")
 
     def models(self, fed: Federation) -> tuple[str, ...]:
         chosen = options(fed).server_model

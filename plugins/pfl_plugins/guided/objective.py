@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ class Guided(Objective):
         moments = config.moments if config.moments != "auto" else ("reset" if replaced else "keep")
         own = config.betas.get(ctx.client.client_id, config.beta)
         loss, penalty = self._losses(own)
-        optim = replace(ctx.optim, moments=moments)
+        optim = ctx.afresh(LOCAL) if moments == "reset" else ctx.optim
         return (ctx.phase(Step(ctx.adapter.trainable(LOCAL), loss, optim, penalty)),)
 
     def _losses(self, beta: float) -> tuple[Loss, Penalty | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -103,8 +103,10 @@ class MergingAggregator(Aggregator):
 
     @property
     def needs(self) -> Needs:
-        equal = ("adapter",) if self.config.space == "ab" else ()
-        return Needs(consumes=("*",), replies=("*",), adapters=("lora",), equal=equal, returns=self.config.relora)
+        factors, returns = self.config.space == "ab", self.config.relora
+        equal = ("adapter",) if factors else ()
+        combines: Literal["keys", "deltas"] = "keys" if factors else "deltas"
+        return Needs(("*",), ("*",), adapters=("lora",), equal=equal, returns=returns, combines=combines)
 
     @property
     def asks(self) -> tuple[Share, ...]:
@@ -171,7 +173,8 @@ class MergingAggregator(Aggregator):
         """The updates without NaN or infinity, and the names of the others. Raises unless these may be left out."""
         good, bad = [], []
         for update in updates:
-            broken = [key for key, value in update.tensors().items() if not bool(value.isfinite().all())]
+            # One tensor at a time: statistics may be many times the adapter.
+            broken = [key for key in update.names() if not bool(update.tensors(Keys(key))[key].isfinite().all())]
             if broken and not self.config.drop_bad:
                 raise RunStopped(
                     f"The update of client '{update.client_id}' in round {round_index} holds NaN or infinity in "
@@ -211,6 +214,7 @@ class MergingAggregator(Aggregator):
             rng=lambda *parts: torch_rng(fed.seed, "merge", round_index, *parts),
             statistic=None if measure is None else lambda name, k, module: measure.read(updates[k], name, module),
             reference=None if start is None else start.__getitem__,
+            shared=None if measure is None else lambda name, m: tuple(measure.address(u, name, m) for u in updates),
         )
 
     def _merged(self, fed: Federation, state: ServerState, group: _Group, round_index: int) -> _Results:
@@ -262,8 +266,8 @@ class MergingAggregator(Aggregator):
 
         def rest() -> Iterator[Mapping[str, Tensor]]:
             for update in group.updates:
-                tensors = update.tensors()
-                yield {key: value for key, value in tensors.items() if not is_factor(key) and key not in measured}
+                keys = [key for key in update.names() if not is_factor(key) and key not in measured]
+                yield update.tensors(Keys(*keys))
 
         return combine(rest(), group.weights)
 

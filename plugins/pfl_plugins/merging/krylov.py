@@ -15,6 +15,10 @@ from pfl_platform.lowrank.decompose import SVD
 from pfl_platform.rng import torch_rng
 
 _BLOCKS = 32
+_EXTRA = 4
+"""Random directions beside those that are asked for."""
+_ROWS = 128
+"""Rows that are in float64 at a time."""
 _SMALL = 256
 """Matrices up to this side are not worth it."""
 
@@ -22,31 +26,49 @@ _SMALL = 256
 def leading_svd(matrix: Tensor, count: int, precision: torch.dtype) -> SVD | None:
     """The `count` leading singular triplets of a matrix (d_out, d_in), or None when they did not converge in half of
     its dimensions, or would not pay. `precision` is the dtype that the numbers came in as."""
-    side, block = min(matrix.shape), count + 4
+    side, block = min(matrix.shape), count + _EXTRA
     if side <= _SMALL or 9 * block > side:
         return None
-    m, tol = matrix.double(), 1e-10 if precision == torch.float64 else 1e-8
-    start = torch.randn(m.shape[1], block, generator=torch_rng("krylov", *m.shape, block), dtype=torch.float64)
-    newest = torch.linalg.qr(start.to(m.device)).Q
-    basis, image = newest, m @ newest
+    tol = 1e-10 if precision == torch.float64 else 1e-8
+    drawn = torch.randn(
+        matrix.shape[1], block, generator=torch_rng("krylov", *matrix.shape, block), dtype=torch.float64
+    )
+    basis = torch.linalg.qr(drawn.to(matrix.device)).Q
+    image, back = _there_and_back(matrix, basis)
     while basis.shape[1] + block <= min(side // 2, _BLOCKS * block):
-        step = m.T @ image[:, -block:]
+        step = back[:, -block:]
         for _ in range(2):  # once is not enough when little is left of a column
-            step -= basis @ (basis.T @ step)
+            step = step - basis @ (basis.T @ step)
         newest = torch.linalg.qr(step).Q
-        basis, image = torch.cat([basis, newest], dim=1), torch.cat([image, m @ newest], dim=1)
+        there, again = _there_and_back(matrix, newest)
+        basis, image, back = (torch.cat(pair, dim=1) for pair in ((basis, newest), (image, there), (back, again)))
         blocks = basis.shape[1] // block
-        if blocks >= 5 and blocks % 2 and (found := _ritz(m, basis, image, count, tol)) is not None:
+        if blocks >= 5 and (found := _ritz(basis, image, back, count, tol)) is not None:
             return SVD(*found, precision)
     return None
 
 
-def _ritz(m: Tensor, basis: Tensor, image: Tensor, count: int, tol: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(u, s, vt) of the best approximations in the space, if they have converged."""
+def _there_and_back(matrix: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`M V` and `M^T M V` in float64, in one walk over the rows, so that a large matrix is read once."""
+    there, back = [], torch.zeros_like(v.T)
+    for rows in torch.split(matrix, _ROWS):
+        part = rows.double()
+        there.append(part @ v)
+        back.addmm_(there[-1].T, part)
+    return torch.cat(there), back.T
+
+
+def squared_norm(matrix: Tensor) -> float:
+    """The sum of all squares, in float64."""
+    return sum(float(part.dot(part)) for part in (rows.flatten().double() for rows in torch.split(matrix, _ROWS)))
+
+
+def _ritz(basis: Tensor, image: Tensor, back: Tensor, count: int, tol: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(u, s, vt) of the best approximations in the space, if they have converged. image, back: M and M^T M of it."""
     _, s, yt = torch.linalg.svd(torch.linalg.qr(image, mode="r").R)
     if not s[count - 1] > 0:
         return None
-    s, y = s[:count], basis @ yt[:count].T
-    u = image @ yt[:count].T / s
-    residual = (m.T @ u - y * s).norm(dim=0).max()
-    return (u, s, y.T) if residual <= tol * s[0] else None
+    s, turn = s[:count], yt[:count].T
+    y = basis @ turn
+    residual = (back @ (turn / s) - y * s).norm(dim=0).max()
+    return (image @ (turn / s), s, y.T) if residual <= tol * s[0] else None

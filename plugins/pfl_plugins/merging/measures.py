@@ -29,6 +29,10 @@ class Measure(ABC):
     def statistic(self, ctx: ClientContext, objective: Objective) -> Statistic:
         """What runs at a client, on the model that it has just trained."""
 
+    def address(self, update: Update, name: str, module: str) -> str:
+        """Where `read` finds it; equal for modules that have it in common."""
+        return f"{name}/{module}"
+
     @abstractmethod
     def read(self, update: Update, name: str, module: str) -> Tensor:
         """One statistic of one module (`slot/site`); see `Inputs.statistic`. Raises `UserError` when there is none."""

@@ -6,7 +6,7 @@ In most spaces a module gives one such set, its deltas; the space `ab` gives two
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -72,6 +72,10 @@ class Operand:
         """The side that is cut into blocks, the longer one. It is the same in every walk, so that an entry has the
         same bits in each: thresholds are compared exactly."""
         return "rows" if self.shape[0] >= self.shape[1] else "columns"
+
+    def only(self, k: int) -> Operand:
+        """One of the matrices alone."""
+        return replace(self, deltas=(self.deltas[k],))
 
     def blocks(self) -> Iterator[tuple[Place, Tensor]]:
         """Blocks (K, rows, columns), all written into the same memory; to be used or changed before the next one."""

@@ -2,6 +2,7 @@
 
 Factored      a delta in factors                         truncated by its SVD
 Entries       a function of the entries of dense deltas  truncated in row blocks
+Dense         a dense matrix                             truncated by its leading directions
 Isotropic     one value on all singular directions       directions are chosen before it is put on them
 Product       merged A and B                             already an adapter
 """
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 from pfl_platform.federation.merging import Target
-from pfl_platform.lowrank.blocks import Place, elementwise
+from pfl_platform.lowrank.blocks import Elementwise, Place, elementwise
 from pfl_platform.lowrank.decompose import SVD, Split, svd, truncate
 from pfl_platform.lowrank.deltas import Delta
-from pfl_plugins.merging.krylov import leading_svd
+from pfl_plugins.merging.krylov import leading_svd, squared_norm
 from pfl_plugins.merging.operands import BUDGET, Entrywise, Operand
 
 _HOLD = 32 * 2**20
@@ -131,24 +132,45 @@ class Entries(Outcome):
 
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
         operand, function = self.operand, self.function
-        held = self.whole() if operand.numel * operand.dtype.itemsize <= _HOLD else None
-        if held is not None:
-            quick = leading_svd(held, max(ranks), operand.precision)
-            if quick is not None:
-                rest = float(held.norm(dtype=torch.float64)) ** 2 - float(quick.s.square().sum())
-                return dict.fromkeys(ranks, Leading(quick, max(rest, 0.0), None))
+        if operand.numel * operand.dtype.itemsize <= _HOLD:
+            return Dense(self.whole(), operand.precision).leading(ranks, tol)
 
         def changed(block: Tensor, place: Place) -> Tensor:
-            if held is not None:
-                return held[place]
             return function(block if operand.change is None else operand.change(block, place), place)
 
-        deltas = operand.deltas if held is None else operand.deltas[:1]
-        made = elementwise(deltas, changed, max(ranks), budget=BUDGET, dtype=operand.dtype)
-        found = svd(made.delta, tol)
-        kept = float(found.s.square().sum())
-        rest = kept * made.error**2 / (1.0 - made.error**2) if made.error < 1.0 else 0.0
-        return dict.fromkeys(ranks, Leading(found, rest, None))
+        return _in_blocks(operand.deltas, changed, ranks, tol, operand.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Outcome):
+    """A dense matrix (d_out, d_in). precision: what it was made of."""
+
+    matrix: Tensor
+    precision: torch.dtype
+
+    def whole(self) -> Tensor:
+        return self.matrix.to(self.precision)
+
+    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        matrix = self.matrix
+        quick = leading_svd(matrix, max(ranks), self.precision)
+        if quick is not None:
+            rest = squared_norm(matrix) - float(quick.s.square().sum())
+            return dict.fromkeys(ranks, Leading(quick, max(rest, 0.0), None))
+        # Two walks over what is there: the deltas give no more than a shape and a precision.
+        shape = Delta(matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), precision=self.precision)
+        return _in_blocks((shape,), lambda _, place: matrix[place], ranks, tol, matrix.dtype)
+
+
+def _in_blocks(
+    deltas: Sequence[Delta], function: Elementwise, ranks: Sequence[int], tol: float | None, dtype: torch.dtype
+) -> dict[int, Leading]:
+    """By the Gram matrix of the result, block by block."""
+    made = elementwise(deltas, function, max(ranks), budget=BUDGET, dtype=dtype)
+    found = svd(made.delta, tol)
+    kept = float(found.s.square().sum())
+    rest = kept * made.error**2 / (1.0 - made.error**2) if made.error < 1.0 else 0.0
+    return dict.fromkeys(ranks, Leading(found, rest, None))
 
 
 @dataclass(frozen=True, eq=False)

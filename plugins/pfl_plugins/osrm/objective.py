@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,8 +16,6 @@ from pfl_plugins.osrm.config import Config
 from pfl_plugins.osrm.starts import neighbours, picked, received, sites_of, starts
 
 LOCAL = "local"
-FACTORWISE = ("fedavg", "fisher", "hetlora", "nbs")
-"""Aggregators that average A and B separately unless their option `space` says otherwise."""
 
 
 class Osrm(Objective):
@@ -29,7 +26,8 @@ class Osrm(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(adapters=("lora",))
+        """Every client's A spans directions of its own: means of A and of B have no meaning."""
+        return Needs(adapters=("lora",), own_keys=True)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -70,7 +68,7 @@ class Osrm(Objective):
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         trainable = ctx.adapter.trainable(LOCAL)
         keys = Keys(*(key for key in trainable.patterns if not (self.config.freeze_a and key.endswith("/A"))))
-        optim = replace(ctx.optim, moments="keep" if self.config.start == "own" else "reset")
+        optim = ctx.optim if self.config.start == "own" else ctx.afresh(LOCAL)
         return (ctx.phase(Step(keys, answers_under(self.mix), optim)),)
 
     def receive(self, state: dict[str, Tensor], reply: Tensors) -> Mapping[str, Tensor]:
@@ -82,14 +80,8 @@ class Osrm(Objective):
 
 
 def check_server(fed: Federation, config: Config) -> None:
-    """Refuses what is known to mean nothing: means of A and B whose rows are different directions at every client; a
-    delta that is counted twice."""
-    name, options = fed.config.aggregator.name, fed.config.aggregator.options
-    if options.get("space", "ab" if name in FACTORWISE else None) == "ab":
-        raise UserError(
-            f"The aggregator '{name}' averages A and B separately, but under OSRM every client's A spans directions of "
-            "its own; merge deltas, for example with --set aggregator=task-arithmetic."
-        )
+    """Refuses a delta that would be counted twice."""
+    options = fed.config.aggregator.options
     if options.get("relora") and config.start == "own" and fed.config.rounds > 1:
         raise UserError(
             "With aggregator.options.relora the backbone takes in the merged delta, and clients that go on from their "

@@ -113,10 +113,14 @@ class Grams(Measure):
             per_token=config.per_token,
         )
 
-    def read(self, update: Update, name: str, module: str) -> Tensor:
+    def address(self, update: Update, name: str, module: str) -> str:
         site = module.split("/", 1)[1]
-        shapes = (site, f"{site}{JOIN}*", f"*{JOIN}{site}", f"*{JOIN}{site}{JOIN}*")
-        found = update.tensors(Keys(*(f"{STATISTIC}/{shape}" for shape in shapes)))
+        sent = (key for key in update.names() if key in self.keys)
+        found = [key for key in sent if site in key.removeprefix(f"{STATISTIC}/").split(JOIN)]
         if len(found) != 1:
             raise UserError(f"The update of client '{update.client_id}' has no Gram matrix of '{site}'.")
-        return next(iter(found.values()))
+        return found[0]
+
+    def read(self, update: Update, name: str, module: str) -> Tensor:
+        key = self.address(update, name, module)
+        return update.tensors(Keys(key))[key]

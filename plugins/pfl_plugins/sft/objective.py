@@ -9,6 +9,7 @@ from pfl_platform.federation.components import (
     Aggregator,
     ClientContext,
     Federation,
+    Needs,
     Objective,
     ServerState,
     Updates,
@@ -39,6 +40,10 @@ class Sft(Objective):
 
 class NoExchange(Aggregator):
     """A server that hears nothing and says nothing."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(combines="nothing")
 
     def absorb(self, fed: Federation, state: ServerState, updates: Updates, round_index: int) -> Program[ServerState]:
         yield from ()
