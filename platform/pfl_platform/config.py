@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LARGEST = 10**9
 """Bound of counts: what is larger is a slip of the finger, and products of counts stay within 64 bits."""
@@ -139,6 +140,9 @@ class RunConfig(Section):
         description="shuffled passes of a client over all its samples per round, instead of `local_steps` batches from "
         "the `stream`; 0: local_steps",
     )
+    start: str = Field(
+        "", description="folder of a finished run: adapters start from the mean of its clients' on the same backbone"
+    )
     cohort: int = Field(0, ge=0, description="clients per round; 0: all")
     budget: Budget | None = Field(
         None, description="what `--budget` solved for this run; its `rounds` and `local_steps` follow from it"
@@ -168,3 +172,9 @@ class RunConfig(Section):
     )
     public: Public = Field(default_factory=Public)
     engine: EngineOptions = Field(default_factory=EngineOptions)
+
+    @field_validator("start")
+    @classmethod
+    def _from_anywhere(cls, value: str) -> str:
+        """A run may be resumed from another working directory."""
+        return str(Path(value).expanduser().resolve()) if value else value

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULTS = "pfl_platform.defaults"
 """Entry-point group of what runs when the user names nothing. The name is a role (`benchmark`: the benchmark of a
-run that names none; `benchmark-from-path`: the one that reads a folder, given to it as option `path`), the value
-the module of a plugin."""
+run that names none; `benchmark-from-path`: the one that reads a folder, given to it as option `path`;
+`local-training`: the method whose clients train alone), the value the module of a plugin."""
 
 
 @dataclass(frozen=True)
@@ -159,20 +159,20 @@ def find(kind: str, name: str) -> Plugin:
     return known[name]
 
 
-def default(role: str) -> Plugin:
-    """The benchmark that an installed package announces for a role (see `DEFAULTS`)."""
+def default(role: str, kind: str = "benchmark") -> Plugin:
+    """The plugin that an installed package announces for a role (see `DEFAULTS`)."""
     announced = [entry for entry in _announced(DEFAULTS) if entry.name == role]
     if not announced:
-        raise UserError(f"No installed package announces a default '{role}'; name a benchmark with --benchmark.")
+        raise UserError(f"No installed package announces a default '{role}'; name a {kind}.")
     if len(announced) > 1:
         packages = " and ".join(sorted(entry.package for entry in announced))
-        raise UserError(f"The packages {packages} both announce a default '{role}'; name a benchmark with --benchmark.")
-    plugins = available("benchmark").values()
+        raise UserError(f"The packages {packages} both announce a default '{role}'; name a {kind}.")
+    plugins = available(kind).values()
     for plugin in plugins:
         if plugin.module == announced[0].module:
             return plugin
     raise UserError(
-        f"Package {announced[0].package} announces {announced[0].module} as default '{role}', which is no benchmark."
+        f"Package {announced[0].package} announces {announced[0].module} as default '{role}', which is no {kind}."
     )
 
 

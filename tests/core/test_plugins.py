@@ -236,6 +236,7 @@ class TestInTree:
     def test_the_defaults(self) -> None:
         assert default("benchmark").kind == "benchmark"
         assert default("benchmark-from-path").kind == "benchmark"
+        assert default("local-training", "method").kind == "method"
         with pytest.raises(UserError, match="No installed package announces a default 'lunch'"):
             default("lunch")
 

@@ -29,6 +29,7 @@ from pfl_platform.federation.components import (
     Update,
     Updates,
 )
+from pfl_platform.federation.starting import Start, start_of
 from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Share, Task
 from pfl_platform.rng import numpy_rng
 from pfl_platform.training.streams import ClientStream, Epochs, Pooled, begun
@@ -116,6 +117,9 @@ def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
     for component in parts.components:
         replaced = yield from component.prepare(fed)
         fed.frozen.update(replaced)
+    start = start_of(fed)
+    if start is not None:
+        fed.frozen.update({name: fed.store.put(tensors) for name, tensors in start.frozen.items()})
     for name, client_id in hosts.items():  # adapters of one signature mean the same, on whatever host
         backbone = fed.backbone_of[client_id]
         if backbone in fed.frozen and fed.adapter_of(client_id).signature() == fed.adapter.signature():
@@ -123,9 +127,15 @@ def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
     server = parts.aggregator.init(fed)
     states = {}
     for client in fed.clients:
-        initial = parts.objective.initial(context(fed, client, 0))
+        initial = first_params(fed, parts, client, start)
         states[client.client_id] = fed.store.put({**initial, **heads.initial(fed, client.client_id)})
     return Progress(states, server)
+
+
+def first_params(fed: Federation, parts: Parts, client: ClientData, start: Start | None) -> dict[str, Tensor]:
+    """A client's params before its first round, without a task head."""
+    initial = parts.objective.initial(context(fed, client, 0))
+    return initial if start is None else start.lay(fed, parts.objective, client.client_id, initial)
 
 
 def baseline(fed: Federation) -> Program[dict[str, dict[str, float]]]:

@@ -38,6 +38,7 @@ from pfl_platform.federation.rounds import (
     select,
 )
 from pfl_platform.federation.setup import Setup, build, public_digest
+from pfl_platform.federation.starting import digest_of
 from pfl_platform.federation.tasks import Cost, Outcome, Task
 from pfl_platform.ledger.costs import total
 from pfl_platform.plugins import PluginManager, available
@@ -107,6 +108,8 @@ def pins(setup: Setup) -> dict[str, Any]:
     engine, others = setup.config.engine, setup.parts.others(setup.federation(MemoryStore()))
     # A set of the benchmark's that was not named is in the benchmark's digest.
     named = {} if setup.config.public.name is None else {"public": public_digest(setup.public())}
+    if setup.config.start:
+        named["start"] = digest_of(setup.config.start)
     return pins_of(
         threads=engine.threads,
         benchmark=setup.benchmark.digest(),

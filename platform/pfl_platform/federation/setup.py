@@ -34,8 +34,9 @@ from pfl_platform.federation.checks import (
 )
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.own_adapters import ByHost, adapters_of_clients, twin
-from pfl_platform.federation.rounds import OWN, Parts
+from pfl_platform.federation.rounds import OWN, Parts, first_params
 from pfl_platform.federation.rows import check_public, check_rows
+from pfl_platform.federation.starting import start_of
 from pfl_platform.federation.tasks import Store
 from pfl_platform.plugins import PluginManager, available, default
 from pfl_platform.recipes import check_client_names
@@ -168,6 +169,9 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
         component.check(fed)
     check_rates(fed, parts)
     check_rows(fed, parts)
+    if (start := start_of(fed)) is not None:
+        for client in benchmark.clients:
+            first_params(fed, parts, client, start)
     if config.public.name is not None:
         public()  # whether or not a component reads it, a name that was given has to be right
     return setup

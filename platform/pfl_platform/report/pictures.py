@@ -70,6 +70,28 @@ def lines(found: Mapping[str, Any], file: Path) -> None:
     picture.savefig(file)
 
 
+def curve_grid(panels: Mapping[str, Mapping[str, Sequence[float]]], steps: Sequence[float], file: Path) -> None:
+    """Lines over the same steps, a panel for each title; all panels have the same names, and one legend."""
+    across = min(4, len(panels))
+    down = -(-len(panels) // across)
+    picture = figure(3.4 * across, 2.7 * down + 0.5)
+    grid = picture.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for place, (title, lines_) in zip(grid.flat, panels.items(), strict=False):
+        for name, values in lines_.items():
+            place.plot(steps, values, marker="o", markersize=2.5, linewidth=1.2, label=name)
+        place.set_title(title, fontsize=9)
+        place.grid(alpha=0.3)
+    for place in list(grid.flat)[len(panels) :]:
+        place.set_visible(False)
+    for place in grid[-1]:
+        place.set_xlabel("steps", fontsize=8)
+    for row in grid:
+        row[0].set_ylabel("score", fontsize=8)
+    handles, names = grid[0][0].get_legend_handles_labels()
+    picture.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
+    picture.savefig(file)
+
+
 def scatter(points: Mapping[str, Sequence[tuple[float, float]]], horizontal: str, vertical: str, file: Path) -> None:
     """Named points, one mark and label per name; on a logarithmic scale when they span more than a factor of ten."""
     picture = figure(6.4, 4.6)

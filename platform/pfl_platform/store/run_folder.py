@@ -186,6 +186,9 @@ class RunFolder:
         """Replaces a JSON file that a later command leaves beside the results."""
         self._write_json(self.path / name, content)
 
+    def read_extra(self, name: str) -> dict[str, Any]:
+        return _read_json(self.path / name)
+
     def read_results(self) -> dict[str, Any] | None:
         """None while the run has not ended."""
         file = self.path / "results.json"
