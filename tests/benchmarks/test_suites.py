@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from judge_support import serving
 from pfl_benchmarks.folder.benchmark import FolderBenchmark
 from pfl_benchmarks.folder.scenario import read_scenario
 from pfl_benchmarks.suites import scope, sheet
@@ -250,14 +251,26 @@ def test_a_run_says_who_rated_and_a_judge_that_goes_away_stops_it(
     for text in (f"benchmark.root={root}", "benchmark.models=tiny", "evaluation.others=false",
                  "evaluation.baseline=false", "evaluation.items=1", "evaluation.max_new_tokens=2"):  # fmt: skip
         words += ["--set", text]
+    words_of_judge: list[str] = []
     assert main([*words, "--out", "stub"]) == 0
     assert "No judge has read an answer" in capsys.readouterr().out
     results = json.loads((tmp_path / "stub" / "results.json").read_text(encoding="utf-8"))
     assert "from the offline stub" in results["notes"][0]
-    empty = put(tmp_path / "verdicts.jsonl", "")
-    options = ["--set", "metrics.rating.options.judge=replay", "--set", f"metrics.rating.options.verdicts={empty}"]
-    assert main([*words, *options, "--out", "replayed"]) == 1
-    assert "holds no verdict" in capsys.readouterr().err
+    with serving() as server:
+        server.says = ["Good. [[7]]", 500]
+        for text in ("judge=http", f"url={server.url}", "verdicts=verdicts.jsonl", "retries=1", "wait=0"):
+            words_of_judge += ["--set", f"metrics.rating.options.{text}"]
+        assert main([*words, *words_of_judge, "--out", "judged"]) == 1
+        assert "gave no rating" in (said := capsys.readouterr().err)
+        assert "resume" in said
+        server.says = ["Good. [[7]]"]
+        before = len(server.asked)
+        assert main(["resume", "judged", "-q"]) == 0
+        asked = [call["messages"][0]["content"] for call in server.asked]
+    assert set(asked[:1]).isdisjoint(asked[before:])  # what was rated is not asked for again
+    results = json.loads((tmp_path / "judged" / "results.json").read_text(encoding="utf-8"))
+    assert results["summary"]["self"]["last"]["mean"] == pytest.approx(70.0)
+    assert "by 'gpt-4o-mini-2024-07-18' at http://127.0.0.1" in results["notes"][0]
     assert main([*words, "--set", "metrics.ratng.options.judge=stub", "--out", "other"]) == 2
     assert "by which no task is scored. Did you mean 'rating'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
