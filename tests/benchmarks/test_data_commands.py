@@ -93,7 +93,7 @@ def test_a_whole_federation_and_what_is_missing_or_broken_in_it(tmp_path: Path, 
     assert "TQA/train/dataset-0.json holds no record" in text
     shutil.copy(root / "dataset/TQA/test/dataset-0.json", root / "dataset/TQA/train/dataset-0.json")
     text = said("data", "check", "drake", "--set", f"root={root}")[1]
-    assert "Of 3 test records of 'VSR-0', 3 stand in training data too." in text
+    assert "Of 3 test records of the task 'VSR-0', 3 stand in training data too, 3 of them in the task's own." in text
     assert "Licence: scenarios MIT" in text
 
 
@@ -117,6 +117,24 @@ def test_text_sets_are_counted_and_compared(tmp_path: Path, said: Any) -> None:
     assert "FS_LLM_Instruct/train/dataset-20.json" in text
 
 
+def test_a_folder_of_ones_own_is_checked(tmp_path: Path, said: Any) -> None:
+    root = make_suite(tmp_path / "mine", "hflb")
+    tasks = [{"dataset": "GQA", "subset_id": 10, "type": "multi-choice"}]
+    put(root / "scenarios" / "one.json", [{"client_id": 0, "model_id": "tiny-llava-llama-s", "datasets": tasks}])
+    code, found = said("data", "check", str(root), "--json")
+    assert (code, found["notes"]) == (0, ["No test record stands in training data."])
+    assert [file["samples"] for file in found["files"]] == [3, 2]
+    file = root / "dataset" / "GQA" / "test" / "dataset-10.json"
+    records = json.loads(file.read_text(encoding="utf-8"))
+    records[0]["conversations"][1]["value"] = "none of these"
+    put(file, records)
+    code, text = said("data", "check", str(root))
+    assert "Of 2 test answers of the task 'GQA-10', 1 are none of the options that their questions show." in text
+    file.unlink()
+    assert said("data", "check", str(root))[0] == 1
+    assert said("data", "check", str(tmp_path))[0] == 2
+
+
 def test_a_benchmark_is_shown_with_its_tasks_and_samples(tmp_path: Path, said: Any, monkeypatch: Any) -> None:
     code, text = said("show", "drake")
     assert code == 0
@@ -138,7 +156,8 @@ def test_what_cannot_be_checked_says_so(tmp_path: Path, said: Any) -> None:
     for words, sentence in (
         (("flan8",), "Where are the files of FLAN-8?"),
         (("flan8", "--data", str(tmp_path / "none")), "The data folder .* does not exist"),
-        (("folder",), "says nothing of files"),
+        (("folder",), "The benchmark folder None does not exist"),
+        (("drake-synth",), "says nothing of files"),
         (("flan8", "--set", "rot=x"), "There is no option 'rot' of the benchmark 'flan8'. Did you mean 'root'"),
     ):
         code, text = said("data", "check", *words)

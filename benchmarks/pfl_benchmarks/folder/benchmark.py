@@ -11,7 +11,7 @@ from pfl_benchmarks.folder.content import samples_of
 from pfl_benchmarks.folder.options import ReadingOptions
 from pfl_benchmarks.folder.pictures import Pictures
 from pfl_benchmarks.folder.public import read_public
-from pfl_benchmarks.folder.splits import Overlap
+from pfl_benchmarks.folder.splits import Odd, Overlap
 from pfl_platform.data import ClientData, FixedBenchmark, Sample, TaskData
 
 
@@ -24,6 +24,7 @@ class FolderBenchmark:
     options: ReadingOptions
     pictures: Pictures
     overlap: tuple[Overlap, ...] = ()
+    odd: tuple[Odd, ...] = ()
     remarks: tuple[str, ...] = ()
 
     @property
@@ -61,10 +62,17 @@ class FolderBenchmark:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One sentence on each task whose test records stand in training data; see `pfl_platform.data.Noting`."""
-        return self.remarks + tuple(
+        """What was remarked, and one sentence on each task whose test records stand in training data, or whose answers
+        are none of the options shown; see `pfl_platform.data.Noting`."""
+        odd = tuple(
+            f"Of {line.num_test} test answers of the task '{line.task}', {line.odd} are none of the options that their "
+            "questions show."
+            for line in self.odd
+        )
+        known = tuple(
             f"Of {line.num_test} test records of the task '{line.task}', {line.in_any_train} stand in training data "
             f"too, {line.in_own_train} of them in the task's own."
             for line in self.overlap
             if line.in_any_train
         )
+        return self.remarks + odd + known

@@ -17,7 +17,7 @@ from pfl_benchmarks.folder.public import FOLDER as PUBLIC
 from pfl_benchmarks.folder.public import read_public
 from pfl_benchmarks.folder.records import read_records
 from pfl_benchmarks.folder.scenario import ScenarioClient, TaskSlot, find_scenario, read_scenario
-from pfl_benchmarks.folder.splits import capped, content_keys, cut_validation, overlaps
+from pfl_benchmarks.folder.splits import capped, content_keys, cut_validation, odd_answers, overlaps
 from pfl_platform.data import ClientData, FixedBenchmark, Sample, TaskData
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.settings import read as read_settings
@@ -166,7 +166,8 @@ def assemble(plan: Plan, options: ReadingOptions) -> FolderBenchmark:
     sets = _public_sets(options, public, samples_of(loader.tasks.values()), loader.pictures) if public else {}
     content = digest_of(data, unseen_tasks, sets, loader.pictures)
     fixed = FixedBenchmark(plan.name, data, content, unseen_tasks, plan.defaults, sets)
-    return FolderBenchmark(fixed, options, loader.pictures, overlaps(loader.tasks.values(), keys))
+    tasks = loader.tasks.values()
+    return FolderBenchmark(fixed, options, loader.pictures, overlaps(tasks, keys), odd_answers(tasks))
 
 
 def _read_unseen(loader: _Loader, plan: Plan) -> list[TaskSlot]:

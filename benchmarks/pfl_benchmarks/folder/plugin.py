@@ -12,6 +12,7 @@ from pfl_platform.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from pfl_platform.data import Benchmark
+    from pfl_platform.inventory import Inventory
 
 NAME = "folder"
 
@@ -28,3 +29,15 @@ def pfl_make_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | Non
     from pfl_benchmarks.folder.loading import load
 
     return load(settings)
+
+
+@hookimpl
+def pfl_check_data(name: str, options: Mapping[str, Any]) -> Inventory | None:
+    """What is there of the files."""
+    if name != NAME:
+        return None
+    settings = FolderOptions.model_validate(options)
+
+    from pfl_benchmarks.folder.check import check
+
+    return check(settings)

@@ -23,6 +23,28 @@ class Overlap:
     in_any_train: int
 
 
+@dataclass(frozen=True)
+class Odd:
+    """How many test answers of a multi-choice task are none of the options that their questions show."""
+
+    task: str
+    num_test: int
+    odd: int
+
+
+def odd_answers(tasks: Iterable[TaskData]) -> tuple[Odd, ...]:
+    """One line per distinct multi-choice task that has any. Such items are scored by exact match."""
+    from pfl_benchmarks.metrics.choice import chosen, letters_of
+
+    def is_odd(sample: Sample) -> bool:
+        letters = letters_of(sample)
+        return all(chosen(gold, sample.options, letters) is None for gold in sample.gold)
+
+    distinct = {task.name: task for task in tasks if task.kind == "multi-choice"}
+    lines = (Odd(name, len(task.test), sum(map(is_odd, task.test))) for name, task in distinct.items())
+    return tuple(line for line in lines if line.odd)
+
+
 def content_keys(samples: Iterable[Sample], pictures: Pictures) -> dict[str, Hashable]:
     """Sample id -> a key that is equal exactly where the content is equal.
 

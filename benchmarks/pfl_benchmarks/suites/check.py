@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pfl_benchmarks.checking import counted
+from pfl_benchmarks.folder.check import remarks
 from pfl_benchmarks.folder.scenario import TaskSlot
 from pfl_benchmarks.suites import sheet
 from pfl_benchmarks.suites.loading import SPLITS, Suite, load, suite
@@ -34,17 +35,8 @@ def _state(found: Suite, slot: TaskSlot, split: str, official: int | None) -> Fi
 def _notes(name: str, options: SuiteOptions, files: list[FileState]) -> list[str]:
     if not any(file.state == "there" for file in files):
         return []
-    try:
-        made = load(name, options)
-    except UserError as error:
-        return [str(error)]
-    lines = [line for line in made.overlap_report() if line.in_any_train]
-    notes = [
-        f"Of {line.num_test} test records of '{line.task}', {line.in_any_train} stand in training data too."
-        for line in lines
-    ]
-    official = sheet.card(name).get("official", {})
+    notes = [*remarks(lambda: load(name, options))]
     total = sum(file.samples or 0 for file in files)
-    if "questions" in official:
-        notes.append(f"{total:,} samples in all; published are about {official['questions']:,}.")
-    return notes or ["No test record stands in training data."]
+    if published := sheet.card(name)["official"].get("questions"):
+        notes.append(f"{total:,} samples in all; published are about {published:,}.")
+    return notes

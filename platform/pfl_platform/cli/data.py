@@ -11,7 +11,7 @@ from pfl_platform.cli.output import console, print_json, print_rows
 from pfl_platform.data import DATA
 from pfl_platform.errors import UserError
 from pfl_platform.inventory import Inventory
-from pfl_platform.plugins import Plugin, PluginManager, find
+from pfl_platform.plugins import Plugin, PluginManager, default, find
 from pfl_platform.settings import assignment
 
 ABOUT = {"published_at": "Published at", "licence": "Licence", "citation": "Paper"}
@@ -57,6 +57,8 @@ def _readme(plugin: Plugin) -> str:
 def check(name: str, settings: Sequence[str], as_json: bool) -> bool:
     """Prints what is there of a benchmark's files. Whether everything is."""
     options: dict[str, Any] = dict(assignment(text) for text in settings)
+    if os.sep in name or Path(name).is_dir():
+        name, options = default("benchmark-from-path").name, {"path": name, **options}
     found = PluginManager().check_data(name, options)
     about = find("benchmark", name).about
     if found is None:

@@ -13,7 +13,7 @@ files = typer.Typer(help="The files of a benchmark.", no_args_is_help=True, rich
 
 @files.command("check")
 def data_check(
-    benchmark: Annotated[str, typer.Argument(metavar="NAME", help="A name of `list benchmarks`.")],
+    benchmark: Annotated[str, typer.Argument(metavar="NAME", help="A name of `list benchmarks`, or a folder.")],
     data: Data = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any option of the benchmark: key=value. May be repeated.")
