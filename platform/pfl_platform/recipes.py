@@ -145,7 +145,9 @@ class Resolver:
         method = find("method", self._method(top))
         own = read(method_file(method))
         named = Layer(f"the defaults of {method.name}", long_form(_configuring(own)))
-        choice = _merged([named, *asked]).get("benchmark") or {"name": default("benchmark").name}
+        choice = _merged([named, *asked]).get("benchmark") or {}
+        if "name" not in choice:
+            choice["name"] = default("benchmark").name
         benchmark = self._benchmark(choice)
         proposed, preset = _with_preset(benchmark.defaults, method.name)
         name = choice["name"]
@@ -252,8 +254,6 @@ class Resolver:
     def _benchmark(self, choice: Settings) -> Benchmark:
         key = repr(choice)
         if key not in self._made:
-            if "name" not in choice:
-                choice["name"] = default("benchmark").name
             self._made[key] = self._plugins.make("benchmark", choice["name"], choice.get("options", {}))
         return self._made[key]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pfl_platform.cli.arguments import Json, Markdown, Quiet, Threads
+from pfl_platform.cli.arguments import Data, Json, Markdown, Quiet, Threads
 from pfl_platform.cli.output import form_of
 from pfl_platform.errors import UserError
 
@@ -136,6 +136,31 @@ def evaluate(
     from pfl_platform.cli import evaluating
 
     evaluating.evaluate(run, others, unseen, items, form_of(json, markdown), quiet)
+
+
+@studies.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name of `list recipes`, or a YAML file.")],
+    grids: Annotated[list[str], typer.Argument(metavar="KEY=A,B,C...", help="Settings and the values they take.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the runs, the table and the picture go.")],
+    plugin: Annotated[str | None, typer.Option("--plugin", "-p", help="The method, where the recipe has none.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", "-b", help="A name of `list benchmarks`, or a folder.")
+    ] = None,
+    row: Annotated[str | None, typer.Option("--row", help="The row of a recipe that is a table.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="How many seeds, or which: 3, or 0,5,7.")] = "1",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting: key=value. May be repeated.")
+    ] = None,
+    data: Data = None,
+    quiet: Quiet = False,
+) -> None:
+    """One run for each combination of values and seeds; the same command goes on where it was stopped."""
+    from pfl_platform.cli import sweeping
+    from pfl_platform.recipes import Request
+
+    request = Request(plugin, benchmark, recipe, sets=settings or (), row=row)
+    sweeping.sweep(request, grids, seeds, out, quiet)
 
 
 @studies.command()

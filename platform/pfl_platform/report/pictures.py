@@ -92,6 +92,25 @@ def curve_grid(panels: Mapping[str, Mapping[str, Sequence[float]]], steps: Seque
     picture.savefig(file)
 
 
+def bars(
+    series: Mapping[str, Sequence[tuple[float | None, float | None]]], names: Sequence[str], vertical: str, file: Path
+) -> None:
+    """Groups of bars, one for each name: (height, deviation) of every series; None is left out."""
+    picture = figure(2.0 + 0.9 * len(names), 4.2)
+    axes = picture.add_subplot()
+    width = 0.8 / len(series)
+    for number, (title, values) in enumerate(series.items()):
+        places = [k + (number - (len(series) - 1) / 2) * width for k in range(len(names))]
+        heights = [float("nan") if height is None else height for height, _ in values]
+        errors = [deviation or 0.0 for _, deviation in values]
+        axes.bar(places, heights, width, yerr=errors, capsize=3, label=title)
+    axes.set_xticks(range(len(names)), labels=names, rotation=30, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_ylabel(vertical)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8)
+    picture.savefig(file)
+
+
 def scatter(points: Mapping[str, Sequence[tuple[float, float]]], horizontal: str, vertical: str, file: Path) -> None:
     """Named points, one mark and label per name; on a logarithmic scale when they span more than a factor of ten."""
     picture = figure(6.4, 4.6)
