@@ -44,7 +44,8 @@ class Host:
 
     Without an adapter it serves the bare backbone; with `whole=True` the backbone's own params are keys
     `backbone/<module path>/<name>` and can be trained, which is how tiny backbones are pretrained. The task head of a
-    backbone that has one is kept in float32 under keys `head/<module path>/<name>`.
+    backbone that has one is kept in float32 under keys `head/<module path>/<name>`; a slot that has a head of its own
+    has it under `head@<slot>/...`, and a pass under the mix that is this slot alone goes through that one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Host:
         self.backbone = backbone
         self.control = Control()
         self.layers: Mapping[str, SlotLayer] = {}
+        self._own_heads: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
         self.params: dict[str, Tensor] = {}
         self.frozen_address: str | None = None
         self.base_address: str | None = None
@@ -73,7 +75,7 @@ class Host:
                 path, _, part = name.rpartition(".")
                 self.params[f"{BACKBONE}/{path}/{part}"] = parameter
         else:
-            self._collect_heads()
+            self._collect_heads([slot.name for slot in slots if slot.head])
         for tensor in self.params.values():
             tensor.requires_grad_(False)
 
@@ -88,7 +90,7 @@ class Host:
                 for part, parameter in module.named_parameters():
                     self.params[f"{mix}/{name}/{part}"] = parameter
 
-    def _collect_heads(self) -> None:
+    def _collect_heads(self, slots: Sequence[str]) -> None:
         if self.backbone.task_head and self.backbone.device.type != "meta":
             _ = self.backbone.loaded_head  # as it is before any client loads its own
         for path in self.backbone.task_head:
@@ -96,6 +98,25 @@ class Host:
             module.register_forward_pre_hook(_in_float32)
             for name, parameter in module.named_parameters():
                 self.params[key_of(path, name)] = parameter
+                for slot in slots:
+                    own = nn.Parameter(parameter.detach().clone())
+                    self.params[key_of(path, name, slot)] = own
+                    where, _, part = f"{path}.{name}".rpartition(".")
+                    self._own_heads.setdefault(slot, []).append((self.backbone.module(where), part, own))
+
+    @contextmanager
+    def _own_head(self, mix: Mix) -> Iterator[None]:
+        """Puts the own head of the slot that a mix is, if it has one, in the place of the client's."""
+        slot = next(iter(mix)) if not isinstance(mix, str) and len(mix) == 1 else ""
+        parts = self._own_heads.get(slot, ())
+        before = [getattr(module, name) for module, name, _ in parts]
+        for module, name, own in parts:
+            setattr(module, name, own)
+        try:
+            yield
+        finally:
+            for (module, name, _), parameter in zip(parts, before, strict=True):
+                setattr(module, name, parameter)
 
     @cached_property
     def linear_values(self) -> int:
@@ -198,7 +219,8 @@ class Host:
         before = (control.mix, control.mask, control.rng)
         control.mix, control.mask, control.rng = mix, mask, rng
         try:
-            yield
+            with self._own_head(mix):
+                yield
         finally:
             control.mix, control.mask, control.rng = before
 

@@ -85,10 +85,12 @@ def shared(slot: str, scope: Scope) -> Keys:
 @dataclass(frozen=True)
 class Slot:
     """Role of an adapter. `client` slots belong to each client; a `backbone` slot is shared by all clients of a
-    backbone."""
+    backbone. head: on backbones with a task head, the model that is this slot alone has a head of its own, beside the
+    client's."""
 
     name: str
     scope: Literal["client", "backbone"] = "client"
+    head: bool = False
 
 
 class LearnedMix(nn.Module, ABC):

@@ -197,21 +197,18 @@ def show(
 ) -> None:
     """Show a plugin with its options, or a run with its results."""
     from pfl_platform.cli import evaluating, listing, running
+    from pfl_platform.cli import messages as travelled
 
     if round_number is not None and not messages:
         raise UserError("--round chooses among what travelled; give --messages with it.")
     if (task is not None or limit is not None) and not errors:
         raise UserError("--task and --limit choose among mistakes; give --errors with them.")
     if client is not None and not messages and not errors:
-        raise UserError(
-            "--client chooses among what travelled, or among mistakes; give --messages or --errors with it."
-        )
+        raise UserError("--client chooses among what travelled, or mistakes; give --messages or --errors with it.")
     if errors:
         evaluating.errors(Path(what), client, task, 50 if limit is None else limit, json)
     elif messages:
-        from pfl_platform.cli.messages import show_messages
-
-        show_messages(Path(what), client, round_number, json)
+        travelled.show_messages(Path(what), client, round_number, json)
     elif who_helped_whom:
         running.show_helped(Path(what), alone, json)
     elif Path(what).is_dir():

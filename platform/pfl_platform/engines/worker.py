@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.heads import HEADS, first_head
+from pfl_platform.adapters.heads import HEADS, first_heads
 from pfl_platform.adapters.host import BASE, Host
 from pfl_platform.adapters.surfaces import AdapterType, Keys, MixFactory, Slot, Tensors
 from pfl_platform.backbones import Backbone
@@ -64,7 +64,7 @@ class Worker:
         return self._hosts[name]
 
     def _first_head(self, name: str) -> Tensors:
-        return first_head(self.place.load(name), self.place.seed)
+        return first_heads(self.place.load(name), self.place.seed, self.place.slots)
 
     def execute(self, task: Task, observe: StepObserver | None = None) -> Outcome:
         if task.recorded is not None:

@@ -18,7 +18,7 @@ from pfl_platform.data import Benchmark, ClientData, TaskData
 from pfl_platform.errors import UserError
 from pfl_platform.federation import heads
 from pfl_platform.federation.components import Component, Federation
-from pfl_platform.federation.rounds import Parts, context
+from pfl_platform.federation.rounds import Parts, context, trains
 from pfl_platform.federation.tasks import Share
 from pfl_platform.plugins import available
 from pfl_platform.recipes import method_file
@@ -232,12 +232,12 @@ def _trained_keys(fed: Federation, parts: Parts, client: ClientData) -> Iterator
     trained = [
         step.train
         for round_index in {*range(min(rounds, 100)), rounds - 1}
-        for phase in heads.trained(fed, client.client_id, objective.phases(context(fed, client, round_index)))
+        for phase in trains(context(fed, client, round_index), parts)
         for step in phase.steps
     ]
     adapter, backbone = fed.adapter_of(client.client_id), fed.load(fed.host_of(client.client_id))
     keys = [key for slot in objective.slots for key in adapter.initial(backbone, slot.name, fed.seed)]
-    keys += heads.initial(fed, client.client_id)
+    keys += heads.initial(fed, client.client_id, objective.slots)
     with torch.random.fork_rng(devices=[]):
         for name, make in objective.mixes.items():
             for site in adapter.sites(backbone):

@@ -16,7 +16,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.surfaces import Mix, Tensors
+from pfl_platform.adapters.host import BASE
+from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
 from pfl_platform.backbones import IGNORE
 from pfl_platform.data import Benchmark, ClientData
 from pfl_platform.engines.worker import Worker
@@ -92,13 +93,15 @@ class _Walk:
         source = Epochs(pool, options.evaluation.batch_size, self.fed.seed, f"line {name}", shuffle=False)
         mix = self.parts.recipe().passes[0]
         host = self.fed.host_of(name)
+        dense = Keys(f"{BASE}/*").of(state)
         return Task(
             actor=name,
             stage="line",
             round_index=options.rounds,
             backbone=host,
-            state=self.fed.store.put(state),
+            state=self.fed.store.put({key: value for key, value in state.items() if key not in dense}),
             frozen=self.fed.frozen.get(host),
+            base=self.fed.store.put(dense) if dense else None,
             statistics=(AnswerLoss(mix, source, source.steps()),),
             score=own_cells(client),
             recipe=replace(self.parts.recipe(), blend=None),

@@ -127,8 +127,8 @@ def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
     server = parts.aggregator.init(fed)
     states = {}
     for client in fed.clients:
-        initial = first_params(fed, parts, client, start)
-        states[client.client_id] = fed.store.put({**initial, **heads.initial(fed, client.client_id)})
+        first = heads.initial(fed, client.client_id, parts.objective.slots)
+        states[client.client_id] = fed.store.put({**first_params(fed, parts, client, start), **first})
     return Progress(states, server)
 
 
@@ -267,7 +267,8 @@ def base_of(fed: Federation, parts: Parts, progress: Progress, name: str) -> Add
 
 def trains(ctx: ClientContext, parts: Parts) -> tuple[Phase, ...]:
     """What a client trains in its turn: a head that trains goes with every step."""
-    return heads.trained(ctx.fed, ctx.client.client_id, parts.objective.phases(ctx))
+    objective = parts.objective
+    return heads.trained(ctx.fed, ctx.client.client_id, objective.phases(ctx), objective.slots)
 
 
 def measures(ctx: ClientContext, parts: Parts) -> tuple[Statistic, ...]:
@@ -296,7 +297,7 @@ def client_task(fed: Federation, parts: Parts, progress: Progress, client: Clien
         frozen=fed.frozen.get(fed.host_of(name)),
         phases=trains(ctx, parts),
         statistics=measures(ctx, parts),
-        up=(parts.up if parts.objective.uploads(ctx) else ()) + heads.shares(fed, name),
+        up=(parts.up if parts.objective.uploads(ctx) else ()) + heads.shares(fed, name, parts.objective.slots),
         send=parts.objective.send,
         others=parts.beside(fed),
         postprocess=tuple(item.apply for item in parts.postprocessors),
@@ -382,7 +383,7 @@ def collect(fed: Federation, parts: Parts, cohort: list[ClientData], outcomes: M
         outcome = outcomes[client.client_id]
         if outcome.sent is None:
             continue
-        declared = parts.up + heads.shares(fed, client.client_id)
+        declared = parts.up + heads.shares(fed, client.client_id, parts.objective.slots)
         strangers = undeclared(list(fed.store.get(outcome.sent)), declared) if parts.postprocessors else []
         if strangers:
             raise UserError(f"The update of {client.client_id} holds '{strangers[0]}', which may not leave the client.")

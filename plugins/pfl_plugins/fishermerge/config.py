@@ -21,6 +21,9 @@ class Config(BaseModel):
         "model", description="divide each model's Fisher information by its norm over all merged params"
     )
     floor: float = Field(1e-6, gt=0, description="least information, relative to the mean over both models")
+    head: Literal["merged", "local", "federated"] = Field(
+        "merged", description="the merged model's classifier, where there is one: of both by `weight`, or one's"
+    )
     largest: int = Field(
         200_000_000, ge=1, description="params of a backbone up to which space=full is allowed; it holds dense copies"
     )

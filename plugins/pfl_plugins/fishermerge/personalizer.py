@@ -16,8 +16,8 @@ from pfl_platform.training.surfaces import Statistic, View, Want
 from pfl_plugins.fishermerge.config import Config
 from pfl_plugins.fishermerge.equations import merged
 from pfl_plugins.potara.objective import FEDERATED, LOCAL
-from pfl_plugins.potara.personalizer import check_slots
-from pfl_plugins.potara.statistic import answers_of, bare, few, keys_of
+from pfl_plugins.potara.personalizer import check_slots, ends, merged_head
+from pfl_plugins.potara.statistic import answers_of, bare, few
 
 STATISTIC = "fishermerge"
 SCALE = f"{STATISTIC}/scale"
@@ -77,8 +77,7 @@ class FisherMerge(Personalizer):
 
     def recipe(self, objective: Objective) -> InferenceRecipe:
         check_slots("fishermerge", objective)
-        keys = (keys_of(LOCAL), keys_of(FEDERATED))
-        blend = Blend(("local", "federated"), keys, self.params, lambda state: self.config.weight)
+        blend = Blend(("local", "federated"), ends(), self.params, lambda state: self.config.weight)
         # The dense result is in no slot: it is laid over the bare backbone.
         return InferenceRecipe(({LOCAL: 1.0} if self.config.space == "lora" else {},), "replied", blend=blend)
 
@@ -99,7 +98,8 @@ class FisherMerge(Personalizer):
             floor=self.config.floor,
         )
         slot = "base" if self.config.space == "full" else LOCAL
-        return {f"{slot}/{part}": value.float() for part, value in found.items()}
+        head = merged_head(state, self.config.head, share, weight)
+        return {**{f"{slot}/{part}": value.float() for part, value in found.items()}, **head}
 
 
 def _stripped(state: Tensors, prefix: str) -> dict[str, Tensor]:

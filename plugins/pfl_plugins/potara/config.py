@@ -36,10 +36,21 @@ class MergeConfig(BaseModel):
         "factors", description="A and B are merged apart (the paper), or their products, cut back to the adapter's rank"
     )
 
+    rank: Literal["adapter", "exact"] = Field(
+        "adapter",
+        description="space=delta: the products are cut back to the adapter's rank, or their sum is kept (rank 2r)",
+    )
+    head: Literal["merged", "local", "federated"] = Field(
+        "merged",
+        description="the merged model's classifier, where there is one: both by the (mean) weight, or one's",
+    )
+
     @model_validator(mode="after")
     def _a_product_has_one_weight(self) -> Self:
         if self.space == "delta" and self.granularity == "factor":
             raise ValueError(
                 "space 'delta' merges products, which have one weight; choose granularity client or module"
             )
+        if self.rank == "exact" and self.space != "delta":
+            raise ValueError("rank 'exact' keeps the sum of products, which space 'delta' makes; set space to delta")
         return self

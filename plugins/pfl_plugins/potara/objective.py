@@ -18,14 +18,15 @@ FEDERATED, LOCAL = "global", "local"
 class Potara(Objective):
     """Slots `global` (FedIT: received, trained, sent) and `local` (trained alone). Both start from the same params, as
     the merge of factors means something only then, and in a round each sees the same batches. After its last round
-    neither changes any more, and nothing is sent."""
+    neither changes any more, and nothing is sent. On backbones with a task head the federated model has its own, and
+    the client's is the local model's."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot(FEDERATED), Slot(LOCAL))
+        return (Slot(FEDERATED, head=True), Slot(LOCAL))
 
     @property
     def up(self) -> tuple[Share, ...]:

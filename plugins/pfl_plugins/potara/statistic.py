@@ -21,6 +21,7 @@ from pfl_plugins.potara.objective import FEDERATED, LOCAL
 
 STATISTIC = "potara"
 WEIGHT = f"{STATISTIC}/weight"
+SCALE = f"{STATISTIC}/scale"
 
 
 def bare(key: str) -> str:
@@ -40,6 +41,19 @@ def group_of(part: str, granularity: str) -> str:
     """
     site, _, factor = part.rpartition("/")
     return {"client": "all", "factor": factor, "module": site}[granularity]
+
+
+class Scale(Statistic):
+    """Keeps `potara/scale`, the factor of the client's products B A; looks at no data."""
+
+    def __init__(self, ctx: ClientContext) -> None:
+        self.name, self.value = f"{STATISTIC} scale", float(ctx.adapter.signature().get("scale", 1.0))
+
+    def add(self, acc: Any, view: View) -> Any:
+        return acc
+
+    def finish(self, acc: Any, private: Tensors, rng: Callable[..., torch.Generator]) -> tuple[Tensors, Tensors]:
+        return {}, {SCALE: torch.tensor(self.value, dtype=torch.float64)}
 
 
 class Gradients(Statistic):
