@@ -80,7 +80,7 @@ def test_through_the_command(pfl: Callable[..., Any], federation: Callable[..., 
     for words, sentence in (
         (["--client", "nobody", "--messages"], "No client of this run is called 'nobody'"),
         (["--round", "3", "--messages"], "--round 3 is not there; the run has finished 2 rounds."),
-        (["--round", "1"], "give --messages with them"),
+        (["--round", "1"], "give --messages with it"),
     ):
         refused = pfl("show", out, *words)
         assert (refused.code, refused.err.count("\n")) == (2, 1)
