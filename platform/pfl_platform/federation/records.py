@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pfl_platform.federation.components import Base, Federation, ServerState
-from pfl_platform.federation.rounds import Progress, RoundResult, summary
+from pfl_platform.federation.rounds import Progress, RoundResult
 from pfl_platform.federation.tasks import Outcome
 
 
@@ -30,6 +30,20 @@ def round_record(result: RoundResult) -> dict[str, Any]:
         "bases": {name: asdict(base) for name, base in result.progress.bases.items()},
         "clients": {name: _client_record(outcome) for name, outcome in result.outcomes.items()},
         "summary": {**summary(result.outcomes), "report": dict(server.report)},
+    }
+
+
+def summary(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Means over the round's clients, for observers."""
+    if not outcomes:
+        return {}
+    trained = [item for item in outcomes.values() if item.cost.steps]
+    losses = [value for item in trained for name, value in item.metrics.items() if name.startswith("loss/")]
+    return {
+        "loss": sum(losses) / len(losses) if losses else None,
+        "seconds": sum(item.cost.seconds for item in outcomes.values()),
+        "up_wire": sum(item.cost.up_wire for item in outcomes.values()),
+        "down_wire": sum(item.cost.down_wire for item in outcomes.values()),
     }
 
 

@@ -390,17 +390,3 @@ def collect(fed: Federation, parts: Parts, cohort: list[ClientData], outcomes: M
         backbone = fed.backbone_of[client.client_id]
         items.append(Update(client.client_id, backbone, outcome.num_examples, outcome.sent, fed.store))
     return Updates(tuple(items))
-
-
-def summary(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Means over the round's clients, for observers."""
-    if not outcomes:
-        return {}
-    trained = [item for item in outcomes.values() if item.cost.steps]
-    losses = [value for item in trained for name, value in item.metrics.items() if name.startswith("loss/")]
-    return {
-        "loss": sum(losses) / len(losses) if losses else None,
-        "seconds": sum(item.cost.seconds for item in outcomes.values()),
-        "up_wire": sum(item.cost.up_wire for item in outcomes.values()),
-        "down_wire": sum(item.cost.down_wire for item in outcomes.values()),
-    }
