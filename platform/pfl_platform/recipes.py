@@ -146,8 +146,7 @@ class Resolver:
         own = read(method_file(method))
         named = Layer(f"the defaults of {method.name}", long_form(_configuring(own)))
         choice = _merged([named, *asked]).get("benchmark") or {}
-        if "name" not in choice:
-            choice["name"] = default("benchmark").name
+        choice = choice if "name" in choice else {**choice, "name": default("benchmark").name}
         benchmark = self._benchmark(choice)
         proposed, preset = _with_preset(benchmark.defaults, method.name)
         name = choice["name"]

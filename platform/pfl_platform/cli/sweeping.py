@@ -90,7 +90,7 @@ def found_of(points: Sequence[Point], results: Sequence[Mapping[str, Any]]) -> d
     Self and Others after the last round."""
     groups = {group["label"]: group for group in summarise(results)}
     keys = list(points[0].values)
-    cells = []
+    cells: list[dict[str, Any]] = []
     for point in points:
         group = groups[point.config.label]
         if not any(cell["values"] == point.values for cell in cells):
