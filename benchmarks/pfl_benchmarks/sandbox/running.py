@@ -19,7 +19,7 @@ from pfl_platform.errors import UserError
 
 CHILD = Path(__file__).with_name("child.py")
 MEBIBYTE = 1 << 20
-STARTING = 5.0
+STARTING = 10.0
 """Seconds that a child may take beyond those of its program, to start on a busy machine."""
 
 MOST_SAID = 4096
