@@ -14,10 +14,10 @@ from pfl_platform.federation.setup import build
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver, recipes, rows_of, written_in
 from pfl_platform.settings import read
-from text_support import make_commonsense, make_flan
+from text_support import make_commonsense, make_flan, make_suite
 
 FILES = {name: files[0] for name, files in recipes().items() if "pfl_" in str(files[0])}
-TABLES = {name for name in FILES if name.startswith(("osrm-", "guidance-", "potara-"))}
+TABLES = {name for name in FILES if name.startswith(("osrm-", "guidance-", "potara-", "fedmosaic-"))}
 TINY = {
     "roberta": "tiny-roberta",
     "minilm": "tiny-roberta",
@@ -39,6 +39,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cifar(root)
     make_flan(root, "flan8")
     make_commonsense(root, train=14)
+    for name in ("drake", "hflb"):
+        make_suite(root / name, name)
     (root / "tasks").mkdir()
     (root / "splits" / "default").mkdir(parents=True)
     names = [f"task{number:03d}_sums" for number in range(10)]
@@ -60,6 +62,8 @@ def resolver() -> Resolver:
 def small(written: dict[str, Any], sni: Path) -> dict[str, Any]:
     """Options that put tiny data and a tiny backbone in the place of what a recipe names."""
     benchmark = written.get("benchmark", {}).get("name")
+    if benchmark in ("drake", "hflb"):
+        return {"benchmark": {"options": {"root": str(sni / benchmark), "models": "tiny"}}}
     if benchmark not in ("glue", "sni", "cifar100", "commonsense", "flan8"):
         return {}
     root = Path(__file__).parents[1] / "data" / "glue" if benchmark == "glue" else sni

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -106,6 +107,11 @@ def only_declared_keys_leave(bench: Bench) -> None:
         for key in inbox:
             assert any(key in share.keys for share in parts.objective.down), f"{task.actor} was sent '{key}' undeclared"
         assert outcome.cost.up_payload == sum(value.numel() * value.element_size() for value in sent.values())
+        for way, booked in (("up", outcome.cost.up_wire), ("down", outcome.cost.down_wire)):
+            told = outcome.messages.get(way)
+            by_tensor = json.loads(folder.store.get_text(told)) if told else {}
+            assert sum(by_tensor.values()) == booked, f"bytes {way} of {task.actor} by tensor do not add up"
+            assert {*sent} <= {*by_tensor} or way == "down", f"a tensor of {task.actor} is not in its bytes"
 
 
 def shared_params_mean_the_same(bench: Bench) -> None:
