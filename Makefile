@@ -21,7 +21,7 @@ READY := $(VENV)/.pfl-platform-ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export PFL_DATA = $(DATA)
 
-.PHONY: help setup demo test lint format realdata slow perf clean
+.PHONY: help setup demo test lint format ranks realdata slow perf clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lint: $(READY)  ## ruff and mypy
 format: $(READY)  ## ruff's formatting
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+ranks: $(READY)  ## every method at two ranks and in one process: the same bits
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pfl_platform.testing.ranks --backbones tiny-llama-s,tiny-llama-m --set backbone_options.init=0 --set engine.zero=2
 
 realdata: $(READY)  ## the tests on real data slices in DATA
 	@$(PYTEST) -m "realdata and not slow" $(PYTEST_ARGS)

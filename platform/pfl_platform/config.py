@@ -82,7 +82,11 @@ class Public(Section):
 class EngineOptions(Section):
     """Where tasks run and the numeric options that are pinned in a run."""
 
-    name: Literal["inprocess"] = "inprocess"
+    name: Literal["inprocess", "deepspeed"] = Field(
+        "inprocess", description="inprocess: one client after another; deepspeed: clients at all ranks of a launch"
+    )
+    zero: Literal[0, 1, 2] = Field(0, description="ZeRO stage of the engine 'deepspeed'")
+    shards: int = Field(1, ge=1, le=1024, description="ranks that serve one client together, in the engine 'deepspeed'")
     threads: int = Field(
         0, ge=0, le=1024, description="torch threads, which change the last bits; 0: torch's own choice"
     )

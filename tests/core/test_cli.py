@@ -254,7 +254,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     monkeypatch.setattr(running, "_check", lambda runs: None)
     monkeypatch.setattr(running, "_check_results", lambda file, value: None)
     monkeypatch.setattr(
-        running, "_print_results", lambda results, form="screen": print([item["method"] for item in results])
+        running, "print_results", lambda results, form="screen": print([item["method"] for item in results])
     )
     return fake
 
@@ -325,7 +325,7 @@ import sys, time, types
 from pathlib import Path
 import pfl_platform.federation
 
-def run(config, out, quiet=False):
+def run(config, out, quiet=False, carrier=None):
     if {begun}:
         out.mkdir()
         (out / "run.json").write_text("{{}}")

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from pfl_platform import __version__
-from pfl_platform.cli.arguments import Data, Json, Markdown, Quiet, Threads
+from pfl_platform.cli.arguments import (
+    Data,
+    EngineName,
+    Gpus,
+    Hostfile,
+    Json,
+    Markdown,
+    Quiet,
+    Ranks,
+    Shards,
+    Threads,
+    Zero,
+)
 from pfl_platform.cli.files import files
 from pfl_platform.cli.output import complain, form_of
 from pfl_platform.cli.studies import studies
@@ -26,6 +38,9 @@ app = typer.Typer(
 )
 app.add_typer(studies)
 app.add_typer(files, name="data")
+
+_words: list[str] = []
+"""The command as it was typed; processes that it starts carry out the same."""
 
 
 def _version(asked: bool) -> None:
@@ -85,6 +100,12 @@ def run(
     ] = None,
     threads: Threads = None,
     data: Data = None,
+    engine: EngineName = None,
+    gpus: Gpus = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
+    zero: Zero = None,
+    shards: Shards = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
     ] = None,
@@ -95,6 +116,7 @@ def run(
 ) -> None:
     """Run a method on a benchmark."""
     from pfl_platform.cli import budgets, running
+    from pfl_platform.cli.launching import Ask
     from pfl_platform.recipes import Request
     from pfl_platform.tuning import grid
 
@@ -107,6 +129,10 @@ def run(
         "public.name": running.public_name(public),
         "public.size": public_size,
         "engine.threads": threads,
+        "engine.name": engine,
+        "engine.zero": zero,
+        "engine.shards": shards,
+        "engine.device": "cuda" if gpus is not None else None,
         "tune": dict(map(grid, tune)) if tune else None,
     }
     request = Request(
@@ -126,19 +152,23 @@ def run(
     if print_config:
         running.print_plan(budgets.foreseen(plan, budget))
         return
-    running.start(plan, out, quiet, budget)
+    running.start(plan, out, quiet, budget, Ask(_words, ranks, gpus, hostfile))
 
 
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of runs that are compared.")],
     data: Data = None,
+    gpus: Gpus = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that was stopped, from its last finished task."""
+    """Go on with a run that was stopped, from its last finished task; also with other numbers of ranks."""
     from pfl_platform.cli import running
+    from pfl_platform.cli.launching import Ask
 
-    running.resume(run, quiet)
+    running.resume(run, quiet, Ask(_words, ranks, gpus, hostfile))
 
 
 @app.command()
@@ -196,7 +226,7 @@ def show(
     client: Annotated[str | None, typer.Option("--client", help="With --messages or --errors: of one client.")] = None,
 ) -> None:
     """Show a plugin with its options, or a run with its results."""
-    from pfl_platform.cli import evaluating, listing, running
+    from pfl_platform.cli import evaluating, listing, showing
     from pfl_platform.cli import messages as travelled
 
     if round_number is not None and not messages:
@@ -210,9 +240,9 @@ def show(
     elif messages:
         travelled.show_messages(Path(what), client, round_number, json)
     elif who_helped_whom:
-        running.show_helped(Path(what), alone, json)
+        showing.show_helped(Path(what), alone, json)
     elif Path(what).is_dir():
-        running.show(Path(what), form_of(json, markdown))
+        showing.show(Path(what), form_of(json, markdown))
     else:
         listing.show(what, json)
 
@@ -221,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 1 (a run stopped), 2 (bad input), 130 or 143 (a signal)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    _words[:] = words
     command = typer.main.get_command(app)
     try:
         code = command.main(words, prog_name="pfl-platform", standalone_mode=False)

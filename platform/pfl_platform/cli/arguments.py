@@ -24,3 +24,13 @@ Data = Annotated[
 """Taken for the whole process before the command begins."""
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads for computing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results only.")]
+Gpus = Annotated[int | None, typer.Option("--gpus", help="Processes to start, one for each GPU; on every machine.")]
+Ranks = Annotated[
+    int | None, typer.Option("--ranks", help="Processes to start, on whatever device there is; on every machine.")
+]
+Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="Machines of a launch: `name slots=8`, one a line.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="inprocess (default), or deepspeed: clients at many processes.")
+]
+Zero = Annotated[int | None, typer.Option("--zero", help="ZeRO stage of the engine deepspeed.")]
+Shards = Annotated[int | None, typer.Option("--shards", help="Ranks that serve one client together.")]

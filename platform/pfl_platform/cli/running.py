@@ -10,14 +10,16 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
-from pfl_platform.cli import budgets
+from pfl_platform.cli import budgets, launching
+from pfl_platform.cli.launching import Ask
 from pfl_platform.cli.output import Form, console, note, print_json
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
@@ -26,6 +28,10 @@ from pfl_platform.recipes import Request, Resolver
 from pfl_platform.settings import COMPONENTS, assignment, read
 from pfl_platform.store.atomic import write_atomic
 from pfl_platform.validation import explain
+
+if TYPE_CHECKING:
+    from pfl_platform.engines.carrier import Carrier
+    from pfl_platform.federation.together import Together
 
 Plan = budgets.Plan
 
@@ -130,13 +136,32 @@ def print_plan(runs: Plan) -> None:
         for kind in COMPONENTS:
             if (choice := getattr(config, kind)) is not None:
                 manager.make(kind, choice.name, choice.options)
-    dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
+    dumped = _dumped(runs)
     print(yaml.safe_dump(dumped.get("", dumped), sort_keys=False, allow_unicode=True, width=100), end="")
 
 
-def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None) -> None:
+def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None, ask: Ask | None = None) -> None:
     """Carries out a plan in a new folder; under a budget, which is solved first."""
     folder = out if out is not None else _new_folder(runs)
+
+    def work(carrier: Carrier | None) -> None:
+        together = _together(carrier)
+        together.once(lambda: _refuse_used(folder))
+        if "" in runs:
+            _carry_out(runs, folder, quiet, carrier)
+            return
+        _check(runs)
+        with _stoppable(folder):
+            solved = together.once(lambda: _dumped(budgets.solved(runs, budget, quiet)))
+        settled = {name: RunConfig.model_validate(config) for name, config in solved.items()}
+        together.once(lambda: _write_plan(settled, folder))
+        _carry_out(settled, folder, quiet, carrier)
+
+    _refuse_used(folder)
+    launching.carry_out(list(runs.values()), ask or Ask(()), folder, work)
+
+
+def _refuse_used(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"The output folder {folder} is a file.")
     if folder.is_dir() and any(folder.iterdir()):
@@ -144,20 +169,23 @@ def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None) 
             f"The folder {folder} is not empty; go on with the run in it by `pfl-platform resume {folder}`, "
             "or name another with --out."
         )
-    if "" not in runs:
-        _check(runs)
-        with _stoppable(folder):
-            runs = budgets.solved(runs, budget, quiet)
-        _write_plan(runs, folder)
-    _carry_out(runs, folder, quiet)
+
+
+def _together(carrier: Carrier | None) -> Together:
+    from pfl_platform.federation.together import Alone
+
+    return Alone() if carrier is None else carrier.together
+
+
+def _dumped(runs: Plan) -> dict[str, Any]:
+    return {name: config.model_dump(mode="json") for name, config in runs.items()}
 
 
 def _write_plan(runs: Plan, folder: Path) -> None:
     """Makes the folder of several runs; on an error nothing is left behind."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    dumped = {name: config.model_dump(mode="json") for name, config in runs.items()}
     try:
-        write_atomic(folder / PLAN_FILE, [yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True).encode()])
+        write_atomic(folder / PLAN_FILE, [yaml.safe_dump(_dumped(runs), sort_keys=False, allow_unicode=True).encode()])
     except OSError as error:
         for path in made:
             with suppress(OSError):
@@ -177,16 +205,22 @@ def _check(runs: Plan) -> None:
             checked.append(one)
 
 
-def resume(folder: Path, quiet: bool) -> None:
+def resume(folder: Path, quiet: bool, ask: Ask | None = None) -> None:
     """Finishes what is unfinished in a run folder, or in a folder of several runs."""
     if not folder.is_dir():
         raise UserError(f"There is no run folder {folder}.")
     if not (folder / PLAN_FILE).is_file():
-        with _stoppable(folder):
-            from pfl_platform.federation import session
+        from pfl_platform.store.run_folder import RunFolder
 
-            results = session.resume(folder, quiet=quiet)
-        _print_results([results])
+        def work(carrier: Carrier | None) -> None:
+            with _stoppable(folder):
+                from pfl_platform.federation import session
+
+                results = session.resume(folder, quiet=quiet, carrier=carrier)
+            if _together(carrier).leads:
+                print_results([results])
+
+        launching.carry_out([RunFolder.open(folder).config], ask or Ask(()), folder, work)
         return
     try:
         runs = {name: RunConfig.model_validate(value) for name, value in read(folder / PLAN_FILE).items()}
@@ -194,19 +228,21 @@ def resume(folder: Path, quiet: bool) -> None:
         raise UserError(f"The file {folder / PLAN_FILE} was changed: {explain(error, RunConfig)}") from None
     if not runs:
         raise UserError(f"The file {folder / PLAN_FILE} was changed: it names no run.")
-    _carry_out(runs, folder, quiet)
+    launching.carry_out(
+        list(runs.values()), ask or Ask(()), folder, lambda carrier: _carry_out(runs, folder, quiet, carrier)
+    )
 
 
 def compare(folders: Sequence[Path], form: Form = "screen", plots: Path | None = None) -> None:
     """Prints the results of finished runs beside each other, and draws what they cost."""
-    runs = [run for folder in folders for run in _finished(folder)]
-    results = [_results(run) for run in runs]
+    runs = [run for folder in folders for run in finished(folder)]
+    results = [results_of(run) for run in runs]
     if plots is not None:
         _draw_tradeoffs(runs, results, plots)
     if form == "json":
         print_json(results)
     else:
-        _print_results(results, form)
+        print_results(results, form)
 
 
 def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -221,77 +257,29 @@ def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], 
         note(f"drawn: {file}")
 
 
-def show_helped(folder: Path, alone: Path | None, as_json: bool) -> None:
-    """Prints who helped whom in a finished run; leaves all rounds and a picture in its folder."""
-    from pfl_platform.report import helped
-    from pfl_platform.report.tables import Page
-    from pfl_platform.store.run_folder import RunFolder
-
-    if not _is_run(folder) or not (folder / "results.json").is_file():
-        raise UserError(f"The folder {folder} holds no finished run, of which one could tell who helped whom.")
-    results = _results(folder)
-    if alone is not None:
-        others = [_results(run) for run in _finished(alone)]
-    else:
-        above = folder.absolute().parent
-        beside = (*above.glob("*/results.json"), *above.parent.glob("*/*/results.json"))
-        others = [_results(file.parent) for file in sorted(beside)]
-    base = helped.without_sharing(results, others)
-    if alone is not None and base is None:
-        raise UserError(f"No run in {alone} shared nothing on the same benchmark, clients and seed as {folder}.")
-    run = RunFolder(folder)
-    found = helped.helped(results, run.rounds(), base)
-    run.write_extra("who-helped-whom.json", found)
-    picture = folder / "who-helped-whom.png"
-    helped.draw(found, picture)
-    if as_json:
-        print_json(found)
-        return
-    for number, matrix in found["rounds"].items():
-        console().print(Page(helped.helped_grid(found, f"Round {number}", matrix)))
-    if len(found["rounds"]) > 1:
-        console().print(Page(helped.helped_grid(found, "Mean over rounds", found["mean"])))
-    console().print(f"As a picture: {picture}")
-
-
-def show(folder: Path, form: Form = "screen") -> None:
-    """Prints the configuration and, as far as there are any, the results of a run."""
-    if (folder / PLAN_FILE).is_file():
-        compare([folder], form)
-        return
-    if not _is_run(folder):
-        raise UserError(f"The folder {folder} holds no run: it has no run.json.")
-    config = read(folder / "config.yaml")
-    done = (folder / "results.json").is_file()
-    results = _results(folder) if done else None
-    if form == "json":
-        print_json({"config": config, "results": results})
-        return
-    if form == "markdown" and results is not None:
-        _print_results([results], form)
-        return
-    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100))
-    if results is None:
-        print(f"Not finished; go on with: pfl-platform resume {folder}")
-    else:
-        _print_results([results])
-
-
-def _carry_out(runs: Plan, folder: Path, quiet: bool) -> None:
-    results = []
+def _carry_out(runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None) -> None:
+    results, together = [], _together(carrier)
     with _stoppable(folder):
         from pfl_platform.federation import session
 
         for name, config in runs.items():
             run = folder / name if name else folder
-            if (run / "results.json").is_file():
-                results.append(_results(run))
-            elif _is_run(run):
-                results.append(session.resume(run, quiet=quiet))
+            ended = together.once(partial(_ended, run))
+            if ended is not None:
+                results.append(ended)
+            elif together.once(partial(is_run, run)):
+                results.append(session.resume(run, quiet=quiet, carrier=carrier))
             else:
-                results.append(session.run(config, run, quiet=quiet))
-    _print_results(results)
+                results.append(session.run(config, run, quiet=quiet, carrier=carrier))
+    if not together.leads:
+        return
+    print_results(results)
     print(f"The {'runs are' if len(runs) > 1 else 'run is'} in {folder}.")
+
+
+def _ended(run: Path) -> dict[str, Any] | None:
+    """The results of a run that has ended."""
+    return results_of(run) if (run / "results.json").is_file() else None
 
 
 @contextmanager
@@ -307,7 +295,7 @@ def _stoppable(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
-        kept = (folder / PLAN_FILE).is_file() or _is_run(folder)
+        kept = (folder / PLAN_FILE).is_file() or is_run(folder)
         then = (
             f"finished tasks and rounds are kept; go on with: pfl-platform resume {folder}"
             if kept
@@ -335,13 +323,13 @@ def _new_folder(runs: Plan) -> Path:
     return folder
 
 
-def _finished(folder: Path) -> list[Path]:
+def finished(folder: Path) -> list[Path]:
     """The finished runs in a folder: itself, or those below it."""
     if not folder.is_dir():
         raise UserError(f"There is no run folder {folder}.")
     if (folder / "results.json").is_file():
         return [folder]
-    if _is_run(folder):
+    if is_run(folder):
         raise UserError(f"The run in {folder} is not finished; go on with: pfl-platform resume {folder}")
     begun = {file.parent for pattern in ("*/run.json", "*/*/run.json") for file in folder.glob(pattern)}
     if (folder / PLAN_FILE).is_file():
@@ -355,12 +343,12 @@ def _finished(folder: Path) -> list[Path]:
     return sorted(begun)
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether a run was begun here; see `pfl_platform.store.run_folder`."""
     return (folder / "run.json").is_file()
 
 
-def _results(run: Path) -> dict[str, Any]:
+def results_of(run: Path) -> dict[str, Any]:
     file = run / "results.json"
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -388,7 +376,7 @@ def _check_results(file: Path, value: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _print_results(results: Sequence[Mapping[str, Any]], form: Form = "screen") -> None:
+def print_results(results: Sequence[Mapping[str, Any]], form: Form = "screen") -> None:
     from pfl_platform.report.markdown import compare_markdown, results_markdown
     from pfl_platform.report.tables import compare_table, results_table
 

@@ -60,6 +60,7 @@ class Worker:
         if name not in self._hosts:
             place = self.place
             self._hosts[name] = Host(place.load(name), place.adapter, place.slots, place.mixes)
+            place.driver.adopt(self._hosts[name])
             self._hosts[name].load(self._first_head(name))
         return self._hosts[name]
 

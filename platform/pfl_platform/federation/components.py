@@ -21,6 +21,7 @@ from pfl_platform.data import Benchmark, ClientData, Sample, TaskData
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.evaluation.surfaces import InferenceRecipe
 from pfl_platform.federation.tasks import Address, Program, Share, Store
+from pfl_platform.federation.together import Alone, Together
 from pfl_platform.training.surfaces import After, Optim, Phase, Source, Statistic, Step
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Federation:
     prepared: dict[str, Address] = field(default_factory=dict)  # client id -> tensors, for `Objective.initial`
     own_hosts: Mapping[str, str] = field(default_factory=dict)  # client id -> host, where it is not its backbone's
     own_adapters: Mapping[str, AdapterType] = field(default_factory=dict)  # client id -> adapter with its own options
+    together: Together = field(default_factory=Alone)  # the processes that carry out the run
 
     def host_of(self, client_id: str) -> str:
         """The name under which a client's backbone is loaded, with slots of the shape that its adapter has."""

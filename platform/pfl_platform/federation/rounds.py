@@ -16,6 +16,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
 from pfl_platform.federation import heads
 from pfl_platform.federation.cells import cells_due, cells_for, evaluated, own_cells
+from pfl_platform.federation.collecting import collect
 from pfl_platform.federation.components import (
     Aggregator,
     Base,
@@ -26,8 +27,6 @@ from pfl_platform.federation.components import (
     Personalizer,
     Postprocessor,
     ServerState,
-    Update,
-    Updates,
 )
 from pfl_platform.federation.starting import Start, start_of
 from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Share, Task
@@ -110,26 +109,36 @@ def drive(program: Program[T], engine: Engine) -> T:
 def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
     """Before round 0: shared frozen params of every backbone, each component's own preparation, first states."""
     hosts = {fed.host_of(client.client_id): client.client_id for client in fed.clients}
-    for name in sorted({*fed.backbones, *hosts}):
-        shared = fed.adapter.frozen(fed.load(name), fed.seed)
-        if shared:
-            fed.frozen[name] = fed.store.put(shared)
+
+    def frozen() -> dict[str, Address]:
+        found = {name: fed.adapter.frozen(fed.load(name), fed.seed) for name in sorted({*fed.backbones, *hosts})}
+        return {name: fed.store.put(shared) for name, shared in found.items() if shared}
+
+    fed.frozen.update(fed.together.once(frozen))
     for component in parts.components:
-        replaced = yield from component.prepare(fed)
+        replaced = yield from fed.together.led(component.prepare(fed))
         fed.frozen.update(replaced)
-    start = start_of(fed)
-    if start is not None:
-        fed.frozen.update({name: fed.store.put(tensors) for name, tensors in start.frozen.items()})
+
+    def started() -> dict[str, Address]:
+        start = start_of(fed)
+        return {} if start is None else {name: fed.store.put(tensors) for name, tensors in start.frozen.items()}
+
+    fed.frozen.update(fed.together.once(started))
     for name, client_id in hosts.items():  # adapters of one signature mean the same, on whatever host
         backbone = fed.backbone_of[client_id]
         if backbone in fed.frozen and fed.adapter_of(client_id).signature() == fed.adapter.signature():
             fed.frozen[name] = fed.frozen[backbone]
-    server = parts.aggregator.init(fed)
-    states = {}
-    for client in fed.clients:
-        first = heads.initial(fed, client.client_id, parts.objective.slots)
-        states[client.client_id] = fed.store.put({**first_params(fed, parts, client, start), **first})
-    return Progress(states, server)
+
+    def first() -> tuple[dict[str, Any], dict[str, Address]]:
+        server = parts.aggregator.init(fed)
+        states, begun = {}, start_of(fed)
+        for client in fed.clients:
+            head = heads.initial(fed, client.client_id, parts.objective.slots)
+            states[client.client_id] = fed.store.put({**first_params(fed, parts, client, begun), **head})
+        return vars(server), states
+
+    server, states = fed.together.once(first)
+    return Progress(states, ServerState(**server))
 
 
 def first_params(fed: Federation, parts: Parts, client: ClientData, start: Start | None) -> dict[str, Tensor]:
@@ -192,12 +201,18 @@ def absorbed(
     fed: Federation, parts: Parts, progress: Progress, outcomes: Mapping[str, Outcome], round_index: int
 ) -> Program[Progress]:
     """Where the federation stands once the server has taken in what the cohort has sent."""
-    cohort = [client for client in fed.clients if client.client_id in outcomes]
-    updates, shared = heads.split(fed, collect(fed, parts, cohort, outcomes), progress.heads)
-    server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
+
+    def taken_in() -> Program[tuple[dict[str, Any], Mapping[str, Address]]]:
+        cohort = [client for client in fed.clients if client.client_id in outcomes]
+        updates, shared = heads.split(fed, collect(fed, parts, cohort, outcomes), progress.heads)
+        server = yield from parts.aggregator.absorb(fed, progress.server, updates, round_index)
+        return vars(server), shared
+
+    server, shared = yield from fed.together.led(taken_in())
     trained = {name: outcome.state for name, outcome in outcomes.items() if outcome.state is not None}
     bases = {name: base for name in outcomes if (base := dispatched_base(fed, parts, progress, name)) is not None}
-    return Progress({**progress.states, **trained}, server, shared, bases={**progress.bases, **bases})
+    states = {**progress.states, **trained}
+    return Progress(states, ServerState(**server), shared, bases={**progress.bases, **bases})
 
 
 def select(fed: Federation, round_index: int) -> list[ClientData]:
@@ -237,17 +252,22 @@ def dispatched(
     """What the server sends to a client now, as fields of the client's task; `take` is what the objective does with
     it."""
     name = ctx.client.client_id
-    reply = parts.aggregator.reply(fed, progress.server, name) if parts.objective.downloads(ctx) else {}
-    strangers = undeclared(list(reply), parts.objective.down)
-    if strangers:
-        raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
-    common = heads.received(fed, progress.heads, name)
-    receive = take if reply else None
+
+    def made() -> tuple[bool, bool, Address | None]:
+        reply = parts.aggregator.reply(fed, progress.server, name) if parts.objective.downloads(ctx) else {}
+        strangers = undeclared(list(reply), parts.objective.down)
+        if strangers:
+            raise UserError(f"The aggregator's reply holds '{strangers[0]}', which the objective does not take in.")
+        common = heads.received(fed, progress.heads, name)
+        return bool(reply), bool(common), fed.store.put({**reply, **common}) if reply or common else None
+
+    replied, common, inbox = fed.together.once(made)
+    receive = take if replied else None
     base, before = dispatched_base(fed, parts, progress, name), progress.bases.get(name)
     return {
         "base": base.address if base else None,
         "base_bytes": (base.sent if base else 0) - (before.sent if before else 0),
-        "inbox": fed.store.put({**reply, **common}) if reply or common else None,
+        "inbox": inbox,
         "receive": heads.receiving(receive) if common else receive,
     }
 
@@ -374,19 +394,3 @@ def score_later(fed: Federation, parts: Parts, task: Task, states: Mapping[str, 
         recipe=parts.recipe(),
         heads=heads.borrowed(fed, task.actor, task.score, states),
     )
-
-
-def collect(fed: Federation, parts: Parts, cohort: list[ClientData], outcomes: Mapping[str, Outcome]) -> Updates:
-    """The round's updates in the benchmark's order; a message with an undeclared key is refused."""
-    items = []
-    for client in cohort:
-        outcome = outcomes[client.client_id]
-        if outcome.sent is None:
-            continue
-        declared = parts.up + heads.shares(fed, client.client_id, parts.objective.slots)
-        strangers = undeclared(list(fed.store.get(outcome.sent)), declared) if parts.postprocessors else []
-        if strangers:
-            raise UserError(f"The update of {client.client_id} holds '{strangers[0]}', which may not leave the client.")
-        backbone = fed.backbone_of[client.client_id]
-        items.append(Update(client.client_id, backbone, outcome.num_examples, outcome.sent, fed.store))
-    return Updates(tuple(items))

@@ -17,7 +17,7 @@ import torch
 from pfl_platform.adapters.export import save_personal
 from pfl_platform.config import Choice, RunConfig
 from pfl_platform.data import Benchmark, Noting
-from pfl_platform.engines.inprocess import InProcessEngine
+from pfl_platform.engines.carrier import Carrier, InProcess
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.matrix import results as make_results
@@ -39,7 +39,9 @@ from pfl_platform.federation.rounds import (
 )
 from pfl_platform.federation.setup import Setup, build, public_digest
 from pfl_platform.federation.starting import digest_of
-from pfl_platform.federation.tasks import Cost, Outcome, Task
+from pfl_platform.federation.tasks import Engine
+from pfl_platform.federation.together import Alone, Together
+from pfl_platform.federation.watching import Books, Place
 from pfl_platform.ledger.costs import total
 from pfl_platform.plugins import PluginManager, available
 from pfl_platform.settings import COMPONENTS
@@ -59,31 +61,43 @@ def run(
     quiet: bool = False,
     plugins: PluginManager | None = None,
     benchmark: Benchmark | None = None,
+    carrier: Carrier | None = None,
 ) -> dict[str, Any]:
     """Runs a federation into the folder `out`, which must be new or empty. Returns the content of `results.json`.
 
-    benchmark: takes the place of the one that the configuration names (the contract kit's, for example).
+    benchmark: takes the place of the one that the configuration names (the contract kit's, for example). carrier: what
+    carries out the run; this process when nothing is said.
     """
-    manager = plugins or PluginManager()
+    call = Call(plugins or PluginManager(), benchmark, quiet, out, carrier or InProcess())
     config = pinned(config)
-    setup = build(config, manager, benchmark)
-    tuning.check(setup, manager, candidates(config))
-    _observers(setup.config, manager, quiet)  # whatever is wrong with their options shows before anything is written
-    folder = RunFolder.create(out, config, pins(setup))
-    return _continue(Call(manager, benchmark, quiet, out), setup, folder)
+    setup = build(config, call.manager, benchmark)
+    tuning.check(setup, call.manager, candidates(config))
+    _observers(call, setup.config)  # whatever is wrong with their options shows before anything is written
+    call.carrier.check(setup)
+    about = pins(setup)
+    call.together.agree(about)
+    return _continue(call, setup, call.carrier.create(out, config, about))
 
 
 def resume(
-    out: Path, *, quiet: bool = False, plugins: PluginManager | None = None, benchmark: Benchmark | None = None
+    out: Path,
+    *,
+    quiet: bool = False,
+    plugins: PluginManager | None = None,
+    benchmark: Benchmark | None = None,
+    carrier: Carrier | None = None,
 ) -> dict[str, Any]:
     """Goes on with a run that was stopped or killed. A run that has ended is returned as it is."""
-    manager = plugins or PluginManager()
-    folder = RunFolder.open(out)
-    setup = build(folder.config, manager, benchmark)
-    changed = folder.check_pins(pins(setup))
+    call = Call(plugins or PluginManager(), benchmark, quiet, out, carrier or InProcess())
+    folder = call.carrier.open(out)
+    setup = build(folder.config, call.manager, benchmark)
+    call.carrier.check(setup)
+    about = pins(setup)
+    call.together.agree(about)
+    changed = call.together.once(lambda: folder.check_pins(about))
     if changed:
         raise UserError(f"The run {out} cannot go on with the same numbers: {' '.join(changed)}")
-    return _continue(Call(manager, benchmark, quiet, out), setup, folder)
+    return _continue(call, setup, folder)
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,11 @@ class Call:
     benchmark: Benchmark | None
     quiet: bool
     told: Path
+    carrier: Carrier
+
+    @property
+    def together(self) -> Together:
+        return self.carrier.together
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -135,18 +154,20 @@ def packages_of(setup: Setup) -> dict[str, str]:
 
 def _continue(call: Call, setup: Setup, folder: RunFolder) -> dict[str, Any]:
     with folder.lock():
-        ended = folder.read_results()
+        ended: dict[str, Any] | None = call.together.once(folder.read_results)
         if ended is not None:
             return ended
         setup = _settled(call, setup, folder)
-        observers = _observers(setup.config, call.manager, call.quiet)
-        place = _Place()
+        observers = _observers(call, setup.config)
+        place = Place()
         with numerics(setup.config):
             try:
                 return _Run(call, setup, folder, (*observers, place)).to_end()
             except (UserError, OSError) as error:  # whatever is found only now, a truncated picture for example
                 _tell(observers, error)
                 where = "" if isinstance(error, RunStopped) else place.sentence()  # a stop of the loop says it itself
+                if not call.together.leads:
+                    raise RunStopped(f"{error}{where}") from error  # whoever leads says how to go on
                 raise RunStopped(
                     f"{error}{where} Finished rounds are kept: go on with `pfl-platform resume {call.told}` "
                     f"(its settings are in {folder.path / 'config.yaml'})."
@@ -165,7 +186,7 @@ def _settled(call: Call, setup: Setup, folder: RunFolder) -> Setup:
     config, tried = setup.config, candidates(setup.config)
     if not tried or tuning.on_replies(setup, call.manager, tried) is not None:
         return setup
-    found = folder.read_tuning()
+    found = call.together.once(folder.read_tuning)
     if found is None:
         scored = []
         for number, candidate in enumerate(tried):
@@ -181,8 +202,8 @@ def _candidate(call: Call, config: RunConfig, folder: RunFolder, number: int) ->
     """The results of a candidate's own run, begun or gone on with."""
     place = folder.candidate_folder(number)
     setup = build(config, call.manager, call.benchmark)
-    begun = (place / "run.json").is_file()
-    own = RunFolder.open(place) if begun else RunFolder.create(place, config, pins(setup))
+    begun = call.together.once((place / "run.json").is_file)
+    own = call.carrier.open(place) if begun else call.carrier.create(place, config, pins(setup))
     return _continue(call, setup, own)
 
 
@@ -192,10 +213,13 @@ def _tell(observers: Sequence[Observer], error: BaseException) -> None:
             observer.run_failed(error)
 
 
-def _observers(config: RunConfig, manager: PluginManager, quiet: bool) -> list[Observer]:
+def _observers(call: Call, config: RunConfig) -> list[Observer]:
+    """Those that tell of the run; of several processes one does."""
+    if not call.together.leads:
+        return []
     named = {choice.name for choice in config.observers}
-    wanted = [Choice(name=name) for name in WATCHERS if name not in named and not (quiet and name == "progress")]
-    return [manager.make("observer", choice.name, choice.options) for choice in (*wanted, *config.observers)]
+    wanted = [Choice(name=name) for name in WATCHERS if name not in named and not (call.quiet and name == "progress")]
+    return [call.manager.make("observer", choice.name, choice.options) for choice in (*wanted, *config.observers)]
 
 
 @contextmanager
@@ -209,47 +233,6 @@ def numerics(config: RunConfig) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-
-
-class _Place(Observer):
-    """Who is at work, so that an error of the data can be found."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Task] = []
-        self._steps = 0
-
-    def stage_started(self, stage: str, round_index: int, tasks: Sequence[Task]) -> None:
-        self._waiting, self._steps = list(tasks), 0
-
-    def step_done(self, task: Task, step: int, amount: int, loss: float) -> None:
-        self._steps = step + 1
-
-    def task_done(self, task: Task, outcome: Outcome, cached: bool) -> None:
-        self._waiting, self._steps = self._waiting[1:], 0
-
-    def sentence(self) -> str:
-        """Actor, round and steps done; empty between tasks."""
-        if not self._waiting:
-            return ""
-        task = self._waiting[0]
-        where = f"round {task.round_index}" if task.stage in ("round", "score") else f"stage '{task.stage}'"
-        return f" It happened at '{task.actor}' in {where}, after {self._steps} of its local steps."
-
-
-class _Books(Observer):
-    """Costs of what was no client's turn: preparation, the baseline, a server that trains."""
-
-    def __init__(self) -> None:
-        self._costs: list[Cost] = []
-
-    def task_done(self, task: Task, outcome: Outcome, cached: bool) -> None:
-        if task.stage not in ("round", "score"):
-            self._costs.append(outcome.cost)
-
-    def taken(self) -> list[Cost]:
-        """What was booked since the last call."""
-        costs, self._costs = self._costs, []
-        return costs
 
 
 _SERVER: Mapping[str, Any] = {"tensors": dict, "meta": dict}
@@ -266,18 +249,15 @@ class _Run:
     setup: Setup
     folder: RunFolder
     observers: Sequence[Observer]
-    books: _Books = field(default_factory=_Books)
+    books: Books = field(default_factory=Books)
 
     def to_end(self) -> dict[str, Any]:
         setup, folder = self.setup, self.folder
-        fed, parts, config = setup.federation(folder.store), setup.parts, setup.config
-        worker = setup.worker(folder.store)
-        engine = InProcessEngine(worker, (*self.observers, self.books))
-        records = folder.rounds()
-        for index, record in enumerate(records):
-            file = folder.path / "rounds" / f"{index:04d}.json"
-            require(file, record, {**RECORD, "states": {client.client_id: str for client in fed.clients}})
-        done = len(records)
+        store = self.call.carrier.store(folder)
+        fed, parts, config = setup.federation(store, self.call.together), setup.parts, setup.config
+        worker = setup.worker(store, self.call.carrier.driver(config))
+        engine = self.call.carrier.engine(worker, (*self.observers, self.books))
+        done, last = self.call.together.once(lambda: self._stand(fed))
         info = RunInfo(
             folder.path,
             config.method,
@@ -292,8 +272,8 @@ class _Run:
         for observer in self.observers:
             observer.run_started(info)
         progress = self._prepared(fed, parts, engine)
-        if records:
-            progress = progress_of(records[-1])
+        if last is not None:
+            progress = progress_of(last)
         for round_index in range(done, config.rounds):
             parts = self._chosen(fed, progress, engine, round_index)
             result = drive(one_round(fed, parts, progress, round_index), engine)
@@ -305,7 +285,15 @@ class _Run:
                 observer.round_done(round_index, record["summary"])
         return self._finish(fed, parts, worker, progress)
 
-    def _chosen(self, fed: Federation, progress: Progress, engine: InProcessEngine, round_index: int) -> Parts:
+    def _stand(self, fed: Federation) -> tuple[int, dict[str, Any] | None]:
+        """How many rounds are finished, and the record of the last one."""
+        records = self.folder.rounds()
+        for index, record in enumerate(records):
+            file = self.folder.path / "rounds" / f"{index:04d}.json"
+            require(file, record, {**RECORD, "states": {client.client_id: str for client in fed.clients}})
+        return len(records), records[-1] if records else None
+
+    def _chosen(self, fed: Federation, progress: Progress, engine: Engine, round_index: int) -> Parts:
         """The run's components; where replies are tuned, those whose replies to this round's updates score best. The
         clients' turns are cached, so that the round itself does not train again."""
         setup, folder = self.setup, self.folder
@@ -313,7 +301,7 @@ class _Run:
         choices = tuning.on_replies(setup, self.call.manager, tried) if tried else None
         if choices is None:
             return setup.parts
-        found = folder.read_tuning()
+        found = self.call.together.once(folder.read_tuning)
         if found is None:
             turns = [
                 client_task(fed, setup.parts, progress, client, round_index) for client in select(fed, round_index)
@@ -329,9 +317,9 @@ class _Run:
         self.setup = replace(setup, config=with_values(setup.config, found["chosen"]), parts=choices[chosen])
         return self.setup.parts
 
-    def _prepared(self, fed: Federation, parts: Parts, engine: InProcessEngine) -> Progress:
+    def _prepared(self, fed: Federation, parts: Parts, engine: Engine) -> Progress:
         """Preparation, once: what it left is on disk, so that a resumed run reads it back."""
-        known = self.folder.read_prepare()
+        known = self.call.together.once(self.folder.read_prepare)
         if known is None:
             progress = drive(prepare(fed, parts), engine)
             start = drive(baseline(fed), engine) if fed.config.evaluation.baseline else {}
@@ -349,12 +337,18 @@ class _Run:
 
     def _finish(self, fed: Federation, parts: Parts, worker: Worker, progress: Progress) -> dict[str, Any]:
         """Personal adapters, predictions and results; the presence of `results.json` ends the run."""
-        for client in fed.clients:
-            self._export(fed, parts, worker, client.client_id, progress)
-        rounds = self.folder.rounds()
-        self.folder.write_predictions(predictions(fed, rounds[-1]))
-        found = make_results(self.folder, self.setup)
-        self.folder.write_results(found)
+
+        def written() -> dict[str, Any]:
+            alone = replace(fed, together=Alone())
+            for client in fed.clients:
+                self._export(alone, parts, worker, client.client_id, progress)
+            rounds = self.folder.rounds()
+            self.folder.write_predictions(predictions(fed, rounds[-1]))
+            found = make_results(self.folder, self.setup)
+            self.folder.write_results(found)
+            return found
+
+        found: dict[str, Any] = self.call.together.once(written)
         for observer in self.observers:
             observer.run_done(found)
         return found

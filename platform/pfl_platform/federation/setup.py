@@ -38,9 +38,11 @@ from pfl_platform.federation.rounds import OWN, Parts, first_params
 from pfl_platform.federation.rows import check_public, check_rows
 from pfl_platform.federation.starting import start_of
 from pfl_platform.federation.tasks import Store
+from pfl_platform.federation.together import Alone, Together
 from pfl_platform.plugins import PluginManager, available, default
 from pfl_platform.recipes import check_client_names
 from pfl_platform.store.memory import MemoryStore
+from pfl_platform.training.driver import Driver, TorchDriver
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Setup:
     own_hosts: Mapping[str, str]
     own_adapters: Mapping[str, AdapterType]
 
-    def federation(self, store: Store) -> Federation:
+    def federation(self, store: Store, together: Together | None = None) -> Federation:
         return Federation(
             self.config,
             self.benchmark,
@@ -69,9 +71,10 @@ class Setup:
             self.public,
             own_hosts=self.own_hosts,
             own_adapters=self.own_adapters,
+            together=together or Alone(),
         )
 
-    def worker(self, store: Store) -> Worker:
+    def worker(self, store: Store, driver: Driver | None = None) -> Worker:
         """The worker of this process."""
         config = self.config
         objective = self.parts.objective
@@ -90,6 +93,7 @@ class Setup:
                 judge=judge,
                 cell_data=tasks.__getitem__,
                 cell_items=self._items,
+                driver=driver or TorchDriver(),
             )
         )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class DiskStore:
         """The outcome, when its file can be read and all that it refers to is there; else None: the task runs again."""
         try:
             fields = json.loads(self.outcome_path(digest).read_bytes())
-            outcome = Outcome(**{**fields, "cost": Cost(**fields["cost"])})
+            outcome = outcome_of(fields)
             there = [self.tensor_path(address).exists() for address in (outcome.state, outcome.sent) if address]
             texts = [*outcome.messages.values(), *([outcome.predictions] if outcome.predictions else [])]
             there += [self.text_path(address).exists() for address in texts]
@@ -125,6 +126,11 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     fields = {**vars(outcome), "metrics": dict(outcome.metrics), "scores": dict(outcome.scores)}
     fields["messages"] = dict(outcome.messages)
     return {**fields, "cost": asdict(outcome.cost)}
+
+
+def outcome_of(fields: Mapping[str, Any]) -> Outcome:
+    """The outcome that `outcome_json` has written down."""
+    return Outcome(**{**fields, "cost": Cost(**fields["cost"])})
 
 
 def _checked(address: str) -> str:

@@ -58,9 +58,18 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"threads": 2, "benchmark": "ab"}, {"threads": 4, "benchmark": "ab"})
     ['The run began with 2 torch threads; here there are 4.']
     """
+    return [_sentence(*difference) for difference in differing(then, now)]
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Any, Any]]:
+    """Path, former and present value of each pin that is not what it was.
+
+    >>> differing({"versions": {"a": "1"}}, {"versions": {"a": "2"}})
+    [(('versions', 'a'), '1', '2')]
+    """
     before, after = dict(_leaves(then)), dict(_leaves(now))
     return [
-        _sentence(path, before.get(path, "nothing"), after.get(path, "nothing"))
+        (path, before.get(path, "nothing"), after.get(path, "nothing"))
         for path in sorted({*before, *after})
         if before.get(path) != after.get(path)
     ]

@@ -11,8 +11,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +36,7 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda key: True) -
     ({'a': tensor([0.]), 'b': tensor([1., 1.])}, {'b': tensor([1., 1.])})
     """
     with path.open("rb", buffering=0) as file:
-        entries, begin = _header(file)
-        return {key: _read(file, begin, key, entries[key]) for key in sorted(entries) if wanted(key)}
+        return read_open(file, wanted)
 
 
 def tensor_names(path: Path) -> tuple[str, ...]:
@@ -45,7 +45,14 @@ def tensor_names(path: Path) -> tuple[str, ...]:
         return tuple(sorted(_header(file)[0]))
 
 
-def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+def read_open(file: FileIO, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
+    """The same of a file that is open, unbuffered, whatever its position."""
+    file.seek(0)
+    entries, begin = _header(file)
+    return {key: _read(file, begin, key, entries[key]) for key in sorted(entries) if wanted(key)}
+
+
+def _header(file: FileIO) -> tuple[dict[str, Any], int]:
     """The entries by key, checked against the file's length, and where the values begin."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
@@ -71,7 +78,7 @@ def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     return entries, begin
 
 
-def _read(file: BinaryIO, begin: int, key: str, entry: Mapping[str, Any]) -> Tensor:
+def _read(file: FileIO, begin: int, key: str, entry: Mapping[str, Any]) -> Tensor:
     tensor = torch.empty(entry["shape"], dtype=_BY_NAME[entry["dtype"]])
     if tensor.numel() == 0:
         return tensor
@@ -79,7 +86,7 @@ def _read(file: BinaryIO, begin: int, key: str, entry: Mapping[str, Any]) -> Ten
     file.seek(begin + entry["data_offsets"][0])
     done = 0
     while done < len(target):
-        count = file.readinto(target[done:])  # type: ignore[attr-defined]
+        count = file.readinto(target[done:])
         if not count:
             raise ValueError(f"it ends within '{key}'")
         done += count

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.training.surfaces import Optim
+
+if TYPE_CHECKING:
+    from pfl_platform.adapters.host import Host
+
+T = TypeVar("T")
 
 
 class Stepper(Protocol):
@@ -29,7 +35,34 @@ class Stepper(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Portion:
+    """The rows of every micro-batch that this process takes, where several processes train one actor: the `index`-th of
+    `of` equal parts.
+
+    >>> Portion(1, 2).rows([1, 2, 3]), Portion(0, 2).rows([1]), Portion().rows([1, 2])
+    ([2, 3], [], [1, 2])
+    """
+
+    index: int = 0
+    of: int = 1
+
+    def rows(self, batch: Sequence[T]) -> Sequence[T]:
+        return batch[len(batch) * self.index // self.of : len(batch) * (self.index + 1) // self.of]
+
+
 class Driver(Protocol):
+    @property
+    def portion(self) -> Portion: ...
+
+    def total(self, value: float) -> float:
+        """The sum of a number over the processes that share a batch; each has its own."""
+        ...
+
+    def adopt(self, host: Host) -> None:
+        """Told of every host once, when it has its slots and before anything is loaded into them."""
+        ...
+
     def open(self, name: str, params: Mapping[str, Tensor], optim: Optim, private: Tensors) -> Stepper:
         """An optimiser whose moments are restored from `private` when the policy says keep."""
         ...
@@ -94,12 +127,16 @@ class TorchStepper:
 
     def update(self, index: int) -> None:
         if self._optim.clip > 0:
-            torch.nn.utils.clip_grad_norm_(self._params.values(), self._optim.clip)
+            self.clip(list(self._params.values()), self._optim.clip)
         factor = rate_factor(self._optim, self._optim.first_step + index)
         for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
+
+    def clip(self, params: Sequence[Tensor], largest: float) -> None:
+        """Scales the gradients of all params such that their common norm is at most `largest`."""
+        torch.nn.utils.clip_grad_norm_(params, largest)
 
     def moments(self) -> dict[str, Tensor]:
         if self._optim.moments == "reset":
@@ -117,6 +154,14 @@ class TorchStepper:
 
 class TorchDriver:
     """Backward and steps by torch in this process."""
+
+    portion = Portion()
+
+    def total(self, value: float) -> float:
+        return value
+
+    def adopt(self, host: Host) -> None:
+        pass
 
     def open(self, name: str, params: Mapping[str, Tensor], optim: Optim, private: Tensors) -> TorchStepper:
         return TorchStepper(name, params, optim, private)

@@ -112,6 +112,8 @@ def _run_phase(
                 host.select(step.train)
             _book_step(actor, phase, step, views, dry, chosen)
             loss = _one_step(step, views, len(samples), stepper.backward)
+            if actor.driver.portion.of > 1:
+                loss = actor.driver.total(loss) / actor.driver.portion.of
             if not math.isfinite(loss):
                 raise RunStopped(
                     f"The loss of {actor.name} is {loss} in phase '{phase.name}' at local step {index}: "
@@ -121,7 +123,8 @@ def _run_phase(
         losses.append(loss)
         for statistic in statistics:
             if statistic.every is not None and index % statistic.every == 0:
-                view = views[0] if len(views) == 1 else _view(actor, samples, index, phase.name)
+                whole = len(views) == 1 and actor.driver.portion.of == 1
+                view = views[0] if whole else _view(actor, samples, index, phase.name)
                 accs[statistic.name] = _add(actor, statistic, accs.get(statistic.name), view)
         if observe is not None:
             observe(index, phase.amount, loss)
@@ -150,6 +153,8 @@ def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Calla
     total = 0.0
     for view in views:
         loss = step.loss(view).sum() / rows
+        if view.weight != 1:
+            loss = loss * view.weight
         backward(loss)
         total += float(loss.detach())
     penalty = step.penalty(views[0].params, views[0].refs) if step.penalty is not None else None
@@ -236,8 +241,16 @@ def _view(actor: Actor, samples: Sequence[Sample], index: int, purpose: str, mic
 
 
 def _views(actor: Actor, phase: Phase, samples: Sequence[Sample], index: int) -> list[BatchView]:
-    size = phase.micro_batch or len(samples)
-    return [
-        _view(actor, samples[start : start + size], index, phase.name, start // size)
-        for start in range(0, len(samples), size)
-    ]
+    """The micro-batches, or this process's rows of each. Who has none of a micro-batch takes part with a row that
+    counts nothing, since those who share a batch go through it in step."""
+    size, portion = phase.micro_batch or len(samples), actor.driver.portion
+    found = []
+    for start in range(0, len(samples), size):
+        micro = samples[start : start + size]
+        rows = portion.rows(micro)
+        number = start // size * portion.of + portion.index
+        found.append(_view(actor, rows or micro[:1], index, phase.name, number))
+        if portion.of > 1:
+            # Gradients are averaged over those who share the batch, where the batch's loss is a sum over its rows.
+            found[-1].share(portion.of if rows else 0, actor.driver.total)
+    return found

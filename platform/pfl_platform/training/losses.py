@@ -29,7 +29,7 @@ def answer_loss(output: Output) -> Tensor:
         errors = (logits[rated, 0, 0].float() - values[rated]).square()
         per_row = per_row.index_add(0, rated, errors)
         supervised = supervised + len(rated)
-    return per_row * (labels.shape[0] / supervised)
+    return per_row * output.per_supervised(labels.shape[0], supervised)
 
 
 def answers_under(mix: Mix, *, dropout: bool = True) -> Loss:

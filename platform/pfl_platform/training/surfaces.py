@@ -21,11 +21,19 @@ from pfl_platform.data import Sample
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass gives. logits (rows, positions, vocabulary); taps: module path -> its input."""
+    """What one forward pass gives. logits (rows, positions, vocabulary); taps: module path -> its input. summed: sums a
+    number over all parts of the micro-batch, where several processes share it."""
 
     logits: Tensor
     encoded: Encoded
     taps: Mapping[str, Tensor] = field(default_factory=dict)
+    summed: Callable[[float], float] | None = None
+
+    def per_supervised(self, rows: int, supervised: Tensor) -> Tensor:
+        """`rows / supervised` of the whole micro-batch, of which these are the numbers in this part."""
+        if self.summed is None:
+            return rows / supervised
+        return supervised.new_tensor(self.summed(rows), dtype=torch.float32) / self.summed(float(supervised))
 
 
 class View(Protocol):

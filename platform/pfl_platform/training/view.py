@@ -48,9 +48,17 @@ class BatchView:
         self.refs: Tensors = refs or {}
         self.gradients: Mapping[str, Tensors] = gradients or {}
         self.notes: dict[str, Tensor] = {}
+        self.weight = 1  # of its loss
+        self._whole: Callable[[float], float] | None = None
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
         self._forwards = 0
+
+    def share(self, weight: int, total: Callable[[float], float]) -> None:
+        """Makes it a part of a micro-batch that several processes share: its loss weighs `weight`, and `total` sums a
+        number over all of them."""
+        self.weight = weight
+        self._whole = lambda value: total(value if weight else 0.0)
 
     @property
     def params(self) -> Mapping[str, Tensor]:
@@ -81,7 +89,7 @@ class BatchView:
             stack.enter_context(host.mixing({} if other else mix, host.masks(encoded.inputs), rng))
             stack.enter_context(torch.set_grad_enabled(grad and not other))
             logits = host.backbone.model(**encoded.inputs, use_cache=False).logits
-        return Output(logits, encoded, seen)
+        return Output(logits, encoded, seen, self._whole)
 
 
 @contextmanager
