@@ -4,11 +4,12 @@
     python tools/perf/merging.py --shapes 3b           # Llama-3.2-3B: seven maps of 28 layers, rank 128
     python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
 
-Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `memory` is how much the
-process grew while merging, in units of all adapters together, which lie in memory before; tensors of 4 MiB and more go
-back to the system at once (glibc), so that what has been freed is not counted. At the larger shapes the adapters do not
-fit: each is drawn when it is read, and `memory` is that of the whole process. `read` is the size of all
-statistics that were read, in units of the adapters.
+Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `cpu` is the processor's time:
+on a machine with other work, and with --threads 1, it says what `seconds` would be on one core alone. `memory` is how
+much the process grew while merging, in units of all adapters together, which lie in memory before; tensors of 4 MiB and
+more go back to the system at once (glibc), so that what has been freed is not counted. At the larger shapes adapters do
+not fit: each is drawn when it is read, and `memory` is that of the whole process. `read` is the size of all statistics
+that were read, in units of the adapters.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def main() -> None:
             ("peft", "svd", 0),
         ]
     print(f"{options.clients} clients, shapes {options.shapes}, {options.threads} threads")
-    print(f"{'rule':<18}{'space':<8}{'seconds':>9}{'bound':>7}{'memory':>9}{'read':>8}")
+    print(f"{'rule':<18}{'space':<8}{'seconds':>9}{'cpu':>9}{'bound':>7}{'memory':>9}{'read':>8}")
     for name, space, bound in rules:
         words = [word for word in sys.argv[1:] if word != "--peft"]
         done = subprocess.run(
@@ -114,7 +115,11 @@ def main() -> None:
         limit = f"{bound:.0f}" if bound and options.shapes == "1b" else "-"
         unit = "x" if options.shapes == "1b" else " GiB"
         read = f"{found['read']:>7.1f}x" if found.get("read") else ""
-        print(f"{name:<18}{space:<8}{found['seconds']:>9.2f}{limit:>7}{found['memory']:>8.1f}{unit}{read}", flush=True)
+        print(
+            f"{name:<18}{space:<8}{found['seconds']:>9.2f}{found['cpu']:>9.2f}{limit:>7}"
+            f"{found['memory']:>8.1f}{unit}{read}",
+            flush=True,
+        )
 
 
 def maps(options: argparse.Namespace) -> tuple[dict[str, tuple[int, int]], int]:
@@ -123,20 +128,32 @@ def maps(options: argparse.Namespace) -> tuple[dict[str, tuple[int, int]], int]:
     return {f"layers.{i}.{name}": shape for i in range(count) for name, shape in shapes.items()}, options.rank or rank
 
 
-class Adapters:
-    """Random adapters: all in memory, or each module drawn when it is read; `seconds` of drawing it then."""
+class Clock:
+    """Wall time and processor time of what ran under it."""
 
-    def __init__(self, modules: Shapes, rank: int, clients: int, *, held: bool) -> None:
-        self.modules, self.rank, self.seconds = modules, rank, 0.0
+    def __init__(self) -> None:
+        self.seconds = self.cpu = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._begun[0]
+        self.cpu += time.process_time() - self._begun[1]
+
+
+class Adapters:
+    """Random adapters: all in memory, or each module drawn when it is read, on the clock."""
+
+    def __init__(self, modules: Shapes, rank: int, clients: int, clock: Clock, *, held: bool) -> None:
+        self.modules, self.rank, self.clock = modules, rank, clock
         self.held = {(k, module): self._drawn(k, module) for module in modules for k in range(clients)} if held else {}
 
     def __call__(self, k: int, module: str) -> Delta:
         if (k, module) in self.held:
             return self.held[k, module]
-        begun = time.perf_counter()
-        found = self._drawn(k, module)
-        self.seconds += time.perf_counter() - begun
-        return found
+        with self.clock:
+            return self._drawn(k, module)
 
     def _drawn(self, k: int, module: str) -> Delta:
         import torch
@@ -150,11 +167,11 @@ class Adapters:
 
 
 class Statistics:
-    """Gram matrices and Fisher information of random data, drawn whenever they are read; `seconds` of drawing, and
-    how many `values`. Maps that read the same input (query, key and value; gate and up) have one Gram matrix."""
+    """Gram matrices and Fisher information of random data, drawn whenever they are read, on the clock; `values` counts
+    them. Maps that read the same input (query, key and value; gate and up) have one Gram matrix."""
 
-    def __init__(self, modules: Shapes, rank: int) -> None:
-        self.modules, self.rank, self.seconds, self.values = modules, rank, 0.0, 0
+    def __init__(self, modules: Shapes, rank: int, clock: Clock) -> None:
+        self.modules, self.rank, self.clock, self.values = modules, rank, clock, 0
 
     def shared(self, name: str, module: str) -> str:
         layer, _, kind = module.rpartition(".")
@@ -166,16 +183,12 @@ class Statistics:
 
         from pfl_platform.rng import torch_rng
 
-        begun = time.perf_counter()
         (d_out, d_in), generator = self.modules[module], torch_rng(0, "perf", name, self.shared(name, module), k)
-        if name == "gram":
-            x = torch.randn(64, d_in, generator=generator)
-            found = (x.T @ x).div_(64)
-        else:
-            sides = {"A": (self.rank, d_in), "B": (d_out, self.rank), "W": (d_out, d_in)}
-            found = torch.rand(sides[name[-1]], generator=generator)
+        sides = {"m": (64, d_in), "A": (self.rank, d_in), "B": (d_out, self.rank), "W": (d_out, d_in)}[name[-1]]
+        with self.clock:
+            found = torch.rand(sides, generator=generator)
+            found = (found.T @ found).div_(64) if name == "gram" else found
         self.values += found.numel()
-        self.seconds += time.perf_counter() - begun
         return found
 
 
@@ -194,7 +207,8 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
     torch.set_num_threads(options.threads)
     modules, rank = maps(options)
     held = options.shapes == "1b"
-    adapters = Adapters(modules, rank, options.clients, held=held)
+    drawing, merging = Clock(), Clock()
+    adapters = Adapters(modules, rank, options.clients, drawing, held=held)
     merger = PluginManager().make("aggregator", name, {"space": space}).merger
     inputs = Inputs(
         names=tuple(f"client {k}" for k in range(options.clients)),
@@ -202,18 +216,18 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
         weights=(1.0 / options.clients,) * options.clients,
         read=adapters,
         rng=lambda *parts: torch_rng(0, *parts),
-        statistic=(drawn := Statistics(modules, rank)),
+        statistic=(drawn := Statistics(modules, rank, drawing)),
         shared=drawn.shared,
     )
     targets = [Target(rank, 2.0)] * (options.clients if merger.personal else 1)
     values = sum(rank * (d_out + d_in) for d_out, d_in in modules.values()) * options.clients
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    begun = time.perf_counter()
-    for _ in merger.merge(inputs, targets):
-        pass
-    seconds = time.perf_counter() - begun - drawn.seconds - adapters.seconds
+    with merging:
+        for _ in merger.merge(inputs, targets):
+            pass
+    took = {"seconds": merging.seconds - drawing.seconds, "cpu": merging.cpu - drawing.cpu}
     memory = grown_since(before, values) if held else grown_since(0, 2**28)  # four bytes each: GiB
-    return {"seconds": seconds, "memory": memory, "read": drawn.values / values}
+    return {**took, "memory": memory, "read": drawn.values / values}
 
 
 def peft_merge(options: argparse.Namespace, kind: str) -> dict[str, float]:
@@ -238,13 +252,13 @@ def peft_merge(options: argparse.Namespace, kind: str) -> dict[str, float]:
         model.add_adapter(str(k), config)
     values = sum(rank * (d_out + d_in) for d_out, d_in in modules.values()) * options.clients
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    begun = time.perf_counter()
     shares = [1.0 / options.clients] * options.clients
     extra = {"svd_rank": rank} if kind == "svd" else {}
-    model.base_model.add_weighted_adapter(
-        [str(k) for k in range(options.clients)], shares, "merged", combination_type=kind, **extra
-    )
-    return {"seconds": time.perf_counter() - begun, "memory": grown_since(before, values)}
+    with (merging := Clock()):
+        model.base_model.add_weighted_adapter(
+            [str(k) for k in range(options.clients)], shares, "merged", combination_type=kind, **extra
+        )
+    return {"seconds": merging.seconds, "cpu": merging.cpu, "memory": grown_since(before, values)}
 
 
 if __name__ == "__main__":

@@ -173,8 +173,7 @@ class MergingAggregator(Aggregator):
         """The updates without NaN or infinity, and the names of the others. Raises unless these may be left out."""
         good, bad = [], []
         for update in updates:
-            # One tensor at a time: statistics may be many times the adapter.
-            broken = [key for key in update.names() if not bool(update.tensors(Keys(key))[key].isfinite().all())]
+            broken = self._broken(update)
             if broken and not self.config.drop_bad:
                 raise RunStopped(
                     f"The update of client '{update.client_id}' in round {round_index} holds NaN or infinity in "
@@ -186,6 +185,13 @@ class MergingAggregator(Aggregator):
             else:
                 good.append(update)
         return good, bad
+
+    def _broken(self, update: Update) -> list[str]:
+        """Keys with NaN or infinity. Statistics, which may be many times the adapter, are read one by one."""
+        names, measured = update.names(), Keys() if self.measure is None else self.measure.keys
+        turns = [[key for key in names if key not in measured], *([key] for key in names if key in measured)]
+        found = (item for turn in turns for item in update.tensors(Keys(*turn)).items())
+        return [key for key, value in found if not bool(value.isfinite().all())]
 
     def _group(self, fed: Federation, backbone: str, updates: Sequence[Update]) -> _Group:
         sizes = [update.num_examples if self.config.weighting == "num_samples" else 1 for update in updates]
