@@ -44,7 +44,7 @@ class Delta:
         for part, factor in (("up", self.up), ("down", self.down)):
             if not factor.is_floating_point():
                 raise UserError(f"{self}: {part} is {factor.dtype}; only floating-point factors can be computed with.")
-            if not bool(factor.isfinite().all()):
+            if not finite(factor):
                 raise UserError(f"{self}: {part} holds NaN or infinity; leave it out or send it again.")
         if not math.isfinite(self.scale):
             raise UserError(f"{self}: the scale is {self.scale}; it must be a finite number.")
@@ -93,6 +93,15 @@ class Delta:
     def cast(self) -> Delta:
         """With both factors in the delta's own dtype: how an adapter is saved."""
         return Delta(self.up.to(self.dtype), self.down.to(self.dtype), self.scale, self.name)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are; a sum tells so in one pass, unless it overflows.
+
+    >>> finite(torch.full((2,), 3e38)), finite(torch.tensor([float("inf"), -float("inf")]))
+    (True, False)
+    """
+    return bool(tensor.detach().sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def double(tensor: Tensor) -> Tensor:

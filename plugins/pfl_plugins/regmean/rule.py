@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pfl_platform.errors import UserError
 from pfl_platform.federation.merging import Inputs
-from pfl_platform.lowrank.deltas import Delta, double, mean, shared_precision
+from pfl_platform.lowrank.deltas import Delta, double, finite, mean, shared_precision
 from pfl_plugins.merging.operands import Field, Operand
 from pfl_plugins.merging.outcomes import Factored, Outcome
 from pfl_plugins.merging.rules import Bound, Rule
@@ -139,11 +139,6 @@ def _divided(rows: Tensor, total: Tensor) -> Tensor:
     halfway = torch.linalg.solve_triangular(upper, rows, upper=True, left=False)
     solved: Tensor = torch.linalg.solve_triangular(total, halfway, upper=False, left=False)
     return solved
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether all values are; a sum tells so in one pass, unless it overflows."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 class RegMean(Rule):
