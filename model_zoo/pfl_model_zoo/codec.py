@@ -200,7 +200,7 @@ class ChatCodec:
         if sample.pictures and self.reader is None:
             raise UserError(
                 f"Sample '{sample.id}' has pictures but the backbone '{self.name}' reads text only; "
-                "choose a vision-language backbone for this client."
+                "choose a vision-language backbone."
             )
         rendering = render(sample, answers=answers)
         ids: list[int] = []

@@ -78,7 +78,7 @@ class QuestionReader:
         if sample.pictures:
             raise UserError(
                 f"Sample '{sample.id}' has pictures but the backbone '{self.name}' reads text only; "
-                "choose a vision-language backbone for this client."
+                "choose a vision-language backbone."
             )
         tokens: list[tuple[int, int, int]] = []
         for piece in render(sample, answers=False).pieces:

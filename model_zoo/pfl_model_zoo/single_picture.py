@@ -34,7 +34,7 @@ class SinglePictureReader:
             if len(sample.pictures) != 1:
                 raise UserError(
                     f"Sample '{sample.id}' has {len(sample.pictures) or 'no'} pictures, but the backbone "
-                    f"'{self.name}' reads exactly one and no text; choose another backbone for this client."
+                    f"'{self.name}' reads exactly one and no text; choose another backbone."
                 )
         pixels = self.pictures.batch([sample.pictures[0] for sample in samples])
         mask = torch.ones(len(samples), self.positions, dtype=torch.int64)

@@ -48,12 +48,17 @@ class FilePicture:
 
     def load(self) -> Image:
         from PIL import Image as images
+        from PIL import UnidentifiedImageError
 
         try:
             with images.open(self.path) as image:
                 return image.convert("RGB")
         except FileNotFoundError:
             raise UserError(f"The picture {self.path} does not exist.") from None
+        except UnidentifiedImageError:  # its own words hold an address in memory
+            raise UserError(
+                f"The picture {self.path} cannot be read: it is none, or its beginning is broken."
+            ) from None
         except (OSError, SyntaxError, ValueError, images.DecompressionBombError) as error:
             raise UserError(f"The picture {self.path} cannot be read: {error}.") from None
 

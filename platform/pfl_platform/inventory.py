@@ -31,16 +31,18 @@ class FileState:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All files of a benchmark. notes: what else is to be said, such as test data that stand in training data."""
+    """All files of a benchmark. notes: what else is to be said, such as test data that stand in training data. faults:
+    why it cannot be read although each file can, such as a broken picture."""
 
     root: Path
     files: Sequence[FileState]
     notes: Sequence[str] = ()
+    faults: Sequence[str] = ()
 
     @property
     def whole(self) -> bool:
         """Whether everything is there and can be read."""
-        return all(file.state == "there" for file in self.files)
+        return not self.faults and all(file.state == "there" for file in self.files)
 
 
 def looked_at(

@@ -54,7 +54,7 @@ def test_benchmarks_are_listed_with_the_columns_of_table_1(said: Any) -> None:
 def test_every_card_says_where_files_come_from_and_go(said: Any) -> None:
     for plugin in available("benchmark").values():
         about = plugin.about
-        if about and plugin.package == "pfl-platform":
+        if "folders" in about and plugin.package == "pfl-platform":
             assert about["folders"], plugin
             for key in ("layout", "published_at", "licence", "citation"):
                 assert about[key], (plugin, key)
@@ -67,6 +67,16 @@ def test_every_card_says_where_files_come_from_and_go(said: Any) -> None:
     assert "SNUMPR/DRAKE" in text
     assert said("data", "layout", "draek")[0] == 2
     assert "no files are listed; see" in said("data", "layout", "folder")[1]
+
+
+def test_a_broken_picture_is_no_whole_federation(tmp_path: Path, said: Any) -> None:
+    root = make_suite(tmp_path / "drake", "drake")
+    picture = root / "dataset" / "one.png"
+    picture.write_bytes(picture.read_bytes()[:20])
+    code, found = said("data", "check", "drake", "--data", str(tmp_path), "--json")
+    assert (code, found["whole"]) == (1, False)
+    assert all(file["state"] == "there" for file in found["files"])
+    assert "one.png" in found["faults"][0]
 
 
 def test_a_whole_federation_and_what_is_missing_or_broken_in_it(tmp_path: Path, said: Any) -> None:

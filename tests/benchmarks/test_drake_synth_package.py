@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from drake_synth_support import question
 from pfl_benchmarks.drake_synth import lazy, plugin, tables
 from pfl_benchmarks.drake_synth.corpus import Corpus, TextCorpus
 from pfl_benchmarks.drake_synth.sheet import sheet
+from pfl_platform.cli import main
 from pfl_platform.data import FixedBenchmark
 
 
@@ -110,3 +112,15 @@ def test_a_contact_sheet_shows_pictures_and_questions(benchmark: FixedBenchmark)
     first = benchmark.clients[0].tasks[2].train[0].pictures[0].load()
     assert image.getpixel((6 + 3 * 10, 6 + 3 * 20)) == first.getpixel((10, 20))
     assert image.width > 3 * 4 * 96
+
+
+@pytest.mark.slow
+def test_no_task_is_at_nothing_or_solved_before_training(tmp_path: Path) -> None:
+    """Every backbone on its clients' own forty tasks, with all test items."""
+    words = ["--recipe", "full", "--rounds", "1", "--local-steps", "1", "--set", "evaluation.others=false", "--quiet"]
+    assert main(["run", "--plugin", "sft", *words, "--out", str(tmp_path / "run")]) == 0
+    before = json.loads((tmp_path / "run" / "prepare.json").read_bytes())["baseline"]
+    own = {key: score for client, cells in before.items() for key, score in cells.items() if key.startswith(client)}
+    assert len(own) == 40
+    assert {key: score for key, score in own.items() if not 0 < score < 100} == {}
+    assert sum(own.values()) / 40 == pytest.approx(29.7, abs=1.0)

@@ -217,7 +217,7 @@ class TestPicturesThatGoBad:
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert "images/train-" in err
         assert (
-            "It happened at '1' in round 0, after 0 of its local steps. Finished rounds are kept: go on with "
+            "It happened at '1' in round 1, after 0 of its local steps. Finished rounds are kept: go on with "
             "`pfl-platform resume out` (its settings are in out/config.yaml)." in err
         )
         for good in damaged.rglob("*.good"):
@@ -242,7 +242,7 @@ class TestPicturesThatGoBad:
             context.setattr(RunFolder, "commit_round", committing)
             code, _, err = ends(real.root, *words)
         assert code == 1
-        assert "does not exist. It happened at '1' in round 1, after" in err
+        assert "does not exist. It happened at '1' in round 2, after" in err
         assert [file.name for file in Path("out/rounds").iterdir()] == ["0000.json"]
         folder.with_name("away").rename(folder)
         assert main(["resume", "out", "--quiet"]) == 0

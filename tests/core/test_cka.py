@@ -101,5 +101,11 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert found["best"] == [1, 2, 3, 4]
     assert out.read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--at", "first"]) == 2
+    assert main(["cka", "tiny-llama-s", "tiny-llama-s", "--out", "cka.xyz"]) == 2
+    assert "should end in .png, .pdf or .svg" in capsys.readouterr().err
+    assert main(["cka", "tiny-llama-s", "tiny-llama-s", "--out", "/proc/none/cka.png"]) == 2
+    assert "/proc/none/cka.png cannot be written" in capsys.readouterr().err
+    assert main([*words, "--json", "--size", "7", "--batch-size", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 4
     assert main(["cka", "tiny-llama-s", "tiny-lama-m"]) == 2
     assert "Did you mean 'tiny-llama-m'" in capsys.readouterr().err

@@ -83,6 +83,12 @@ def test_seen_only_counts_tasks_from_when_they_begin() -> None:
     assert report(begun=begun)["clients"]["a"]["self"]["auc"] == 65.0
 
 
+def test_others_on_other_items_have_no_area() -> None:
+    found = report(mixed=["a"])["clients"]
+    assert found["a"]["others"] == {"last": 30.0, "auc": None, "baseline": 40.0, "gain": -10.0}
+    assert found["b"]["others"]["auc"] == 14.0
+
+
 def test_unseen_tasks_are_nobody_s() -> None:
     assert m.values_of("a", MATRIX[9]["a"]) == {"self": 75.0, "others": 30.0, "unseen": 7.5}
 

@@ -73,6 +73,10 @@ def test_what_cannot_be_read_back_is_said(run: Path, benchmark: FixedBenchmark) 
     smaller = build(Config(num_clients=2, train_size=4, validation_size=2, test_size=2))
     with pytest.raises(UserError, match=r"Line 3 of .*predictions\.jsonl is about '.*', which the benchmark does not"):
         list(mistakes(run, smaller, "test"))
+    with (run / "predictions.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"client": "client-0", "cell"')
+    with pytest.raises(UserError, match=r"Line 13 of .*predictions\.jsonl is no prediction; put back the file"):
+        list(mistakes(run, benchmark, "test"))
     (run / "predictions.jsonl").unlink()
     with pytest.raises(UserError, match=r"The run has no predictions\.jsonl; it is written when a run ends\."):
         list(mistakes(run, benchmark, "test"))
@@ -103,3 +107,8 @@ def test_the_commands_on_a_run(
     assert Path("one/errors.html").read_text(encoding="utf-8").count("<article>") == 3
     assert len(json.loads(command("show", "one", "--errors", "--limit", "2", "--json"))) == 2
     assert main(["show", "one", "--errors", "--limit", "0"]) == 2
+    about = json.loads(Path("one/run.json").read_bytes())
+    about["pins"]["benchmark"] = "other data"
+    Path("one/run.json").write_text(json.dumps(about))
+    assert main(["show", "one", "--errors"]) == 2
+    assert "The data are not those that the run one began with" in capsys.readouterr().err

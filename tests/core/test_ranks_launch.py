@@ -70,7 +70,7 @@ def test_fifty_clients_leave_no_memory_behind(found: Mapping[str, Any]) -> None:
 
 def test_the_error_of_a_rank_is_the_error_of_the_launch(found: Mapping[str, Any]) -> None:
     said = found["a rank's error"]
-    assert said.startswith("The picture of a cat is broken. It happened at 'a' in round 0, after 0 of its local steps.")
+    assert said.startswith("The picture of a cat is broken. It happened at 'a' in round 1, after 0 of its local steps.")
     assert said.count("pfl-platform resume") == 1
 
 

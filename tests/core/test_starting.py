@@ -100,6 +100,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(kit: Bench, sou
     refused(alone(kit, f"start={small}").config(), r"is not finished, so nothing starts from it")
 
 
+def test_params_that_mean_something_else_at_every_client_are_no_start(kit: Bench, tmp_path: Path) -> None:
+    apart = Bench("osrm", tmp_path, TINY, ("evaluation.others=false",), rounds=1).run(clients=2)
+    with pytest.raises(UserError, match=r"a key means something else at every client, so the mean .* is no start\."):
+        alone(kit, f"start={apart}").run(clients=2)
+
+
 def test_a_changed_start_stops_a_resume(started: tuple[Bench, Path], tmp_path: Path) -> None:
     bench, out = started[0], Path(shutil.copytree(started[1], tmp_path / "run"))
     (out / "results.json").unlink()
@@ -138,6 +144,11 @@ def test_adaptation(kit: Bench, source: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Worker, "execute", counting)
     assert adapt([source], tmp_path, asked, plugins=kit.manager, benchmark=with_unseen(kit)) == found
     assert executed == []
+    for other in (Adaptation(steps=4, every=1, items=2), Adaptation(steps=4, every=2, items=1)):
+        with pytest.raises(UserError, match=r"holds another adaptation; name a new one with --out\."):
+            adapt([source], tmp_path, other, plugins=kit.manager, benchmark=with_unseen(kit))
+    with pytest.raises(UserError, match=r"holds a run; name another with --out\."):
+        adapt([source], source, asked, plugins=kit.manager, benchmark=with_unseen(kit))
 
 
 def test_curves_by_hand() -> None:

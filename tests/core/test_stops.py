@@ -74,7 +74,7 @@ class TestLossesThatAreNotFinite:
         assert (said.code, said.out) == (1, "")
         assert said.err == (
             "error: The loss of a is nan in phase 'local' at local step 0: lower its learning rate or look at its data "
-            "(round 1). " + how_to_go_on("run")
+            "(round 2). " + how_to_go_on("run")
         )
         assert rounds(Path("run")) == ["0000.json"]
         assert "Not finished; go on with: pfl-platform resume run" in pfl("show", "run").out
@@ -88,7 +88,7 @@ class TestLossesThatAreNotFinite:
         said = pfl("run", *words, "--out=run")
         assert said.code == 1
         assert "The loss of b is nan in phase 'local' at local step 1" in said.err
-        assert said.err.endswith("(round 1). " + how_to_go_on("run"))
+        assert said.err.endswith("(round 2). " + how_to_go_on("run"))
         assert rounds(Path("run")) == ["0000.json"]
         Path("broken").unlink()
         assert pfl("resume", "run", "--quiet").code == 0

@@ -29,16 +29,17 @@ def check(options: FolderOptions) -> Inventory:
         for file in (slot.file(root, "train"), slot.file(root, "test"))
     ]
     whole = all(file.state == "there" for file in files)
-    return Inventory(root, files, remarks(lambda: load(options)) if whole else ())
+    notes, faults = remarks(lambda: load(options)) if whole else ((), ())
+    return Inventory(root, files, notes, faults)
 
 
-def remarks(read: Callable[[], FolderBenchmark]) -> Sequence[str]:
-    """What is to be said of a federation once it has been read, or why it cannot be."""
+def remarks(read: Callable[[], FolderBenchmark]) -> tuple[Sequence[str], Sequence[str]]:
+    """What is to be said of a federation once it has been read; and why it cannot be."""
     try:
         made = read()
     except UserError as error:
-        return [str(error)]
+        return (), [str(error)]
     said = list(made.notes)
     if not any(line.in_any_train for line in made.overlap_report()):
         said.append("No test record stands in training data.")
-    return said
+    return said, ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pfl_benchmarks.checking import counted
 from pfl_benchmarks.folder.check import remarks
 from pfl_benchmarks.folder.scenario import TaskSlot
@@ -18,7 +20,7 @@ def check(name: str, options: SuiteOptions) -> Inventory:
     found = suite(name, options)
     official = sheet.card(name).get("official", {})
     files = [_state(found, slot, split, official.get(split)) for slot in found.slots for split in SPLITS]
-    return Inventory(found.root, files, _notes(name, options, files))
+    return Inventory(found.root, files, *_said(name, options, files))
 
 
 def _state(found: Suite, slot: TaskSlot, split: str, official: int | None) -> FileState:
@@ -32,11 +34,13 @@ def _state(found: Suite, slot: TaskSlot, split: str, official: int | None) -> Fi
     return looked_at(file, found.root, counted(file), official)
 
 
-def _notes(name: str, options: SuiteOptions, files: list[FileState]) -> list[str]:
+def _said(name: str, options: SuiteOptions, files: list[FileState]) -> tuple[Sequence[str], Sequence[str]]:
+    """Notes and faults."""
     if not any(file.state == "there" for file in files):
-        return []
-    notes = [*remarks(lambda: load(name, options))]
+        return (), ()
+    read, faults = remarks(lambda: load(name, options))
+    notes = [*read]
     total = sum(file.samples or 0 for file in files)
     if published := sheet.card(name)["official"].get("questions"):
         notes.append(f"{total:,} samples in all; published are about {published:,}.")
-    return notes
+    return notes, faults

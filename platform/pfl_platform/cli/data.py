@@ -71,6 +71,7 @@ def check(name: str, settings: Sequence[str], as_json: bool) -> bool:
                 "whole": found.whole,
                 "files": [vars(file) for file in found.files],
                 "notes": list(found.notes),
+                "faults": list(found.faults),
                 "licence": about.get("licence", ""),
             }
         )
@@ -96,7 +97,7 @@ def _print(name: str, found: Inventory, licence: str) -> None:
     counts = {state: sum(file.state == state for file in found.files) for state in ("there", "missing", "broken")}
     total = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     screen.print(f"{len(found.files)} expected: {total}.", markup=False, highlight=False)
-    for note in found.notes:
+    for note in (*found.faults, *found.notes):
         screen.print(note, markup=False, highlight=False)
     if licence:
         screen.print(f"Licence: {licence}", markup=False, highlight=False)

@@ -34,8 +34,13 @@ def errors(run: Path, client: str | None, task: str | None, limit: int, as_json:
 
     if limit < 1:
         raise UserError(f"--limit is how many mistakes are shown, at least 1; {limit} is not.")
-    config = RunFolder.open(run).config
+    folder = RunFolder.open(run)
+    config = folder.config
     benchmark = PluginManager().make("benchmark", config.benchmark.name, config.benchmark.options)
+    if folder.pins.get("benchmark") != benchmark.digest():
+        raise UserError(
+            f"The data are not those that the run {run} began with, so its mistakes cannot be told from them."
+        )
     found = list(mistakes(run, benchmark, config.evaluation.split, client=client, task=task))
     shown = found[:limit]
     if as_json:

@@ -43,7 +43,9 @@ def list_kind(kind: str, as_json: bool) -> None:
         columns = ["name", "summary", "package", "version"]
         if singular == "benchmark":
             rows, compared = _compared(rows)
-            columns[1:1] = compared
+            if not as_json:  # side by side they are too wide for a terminal
+                print_rows(rows, ["name", *compared])
+                console().print()
     if as_json:
         print_json(rows)
     else:

@@ -165,10 +165,9 @@ def _refuse_used(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"The output folder {folder} is a file.")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"The folder {folder} is not empty; go on with the run in it by `pfl-platform resume {folder}`, "
-            "or name another with --out."
-        )
+        there = (folder / PLAN_FILE).is_file() or (folder / "run.json").is_file()
+        go_on = f"go on with the run in it by `pfl-platform resume {folder}`, or " if there else ""
+        raise UserError(f"The folder {folder} is not empty; {go_on}name another with --out.")
 
 
 def _together(carrier: Carrier | None) -> Together:

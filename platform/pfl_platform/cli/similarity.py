@@ -29,11 +29,12 @@ class Order:
 
 def cka(order: Order, as_json: bool, quiet: bool) -> None:
     """Measures on a public set, draws the heat map into `order.out`, and prints."""
-    from pfl_platform.evaluation.cka import layer_similarity, straightness
+    from pfl_platform.evaluation.cka import layer_similarity, left_over, straightness
     from pfl_platform.report.pictures import heat_maps
 
     if order.size < 1:
         raise UserError(f"--size is the number of samples, at least 1; {order.size} is not.")
+    prepare(order.out)
     manager = PluginManager()
     chosen = benchmark_setting(order.benchmark or default("benchmark").name, Path.cwd())
     benchmark = manager.make("benchmark", chosen["name"], chosen.get("options", {}))
@@ -41,14 +42,14 @@ def cka(order: Order, as_json: bool, quiet: bool) -> None:
     left, right = (manager.make("backbone", name, {}) for name in (order.left, order.right))
     say = (lambda done: None) if quiet or as_json else (lambda done: note(f"{done} of {len(samples)} samples"))
     table = layer_similarity(left, right, samples, batch_size=order.batch_size, at=order.at, say=say)
-    order.out.parent.mkdir(parents=True, exist_ok=True)
+    used = len(samples) - left_over(len(samples), order.batch_size)
     sides = zip((order.left, order.right), table.shape, strict=True)
     rows, columns = ([f"{name} {k + 1}" for k in range(count)] for name, count in sides)
-    heat_maps({f"CKA, {len(samples)} samples of {benchmark.name}": table.tolist()}, rows, columns, order.out)
+    heat_maps({f"CKA, {used} samples of {benchmark.name}": table.tolist()}, rows, columns, order.out)
     found = {
         "backbones": [order.left, order.right],
         "benchmark": benchmark.name,
-        "samples": len(samples),
+        "samples": used,
         "at": order.at,
         "cka": table.tolist(),
         "best": [int(k) + 1 for k in table.argmax(1)],
@@ -72,3 +73,15 @@ def cka(order: Order, as_json: bool, quiet: bool) -> None:
         f"are at the same relative depth. Picture: {order.out}",
         soft_wrap=True,
     )
+
+
+def prepare(file: Path) -> None:
+    """Whether the picture can be written, before anything is measured."""
+    if file.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"The picture {file} should end in .png, .pdf or .svg.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab"):
+            pass
+    except OSError as error:
+        raise UserError(f"The picture {file} cannot be written: {error.strerror}.") from None

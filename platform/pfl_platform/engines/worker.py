@@ -162,7 +162,7 @@ class Worker:
                     stack.enter_context(self.host(task.backbone).dense())
                 return train(actor, task.phases, task.statistics, state, observe)
         except RunStopped as error:
-            where = f"round {task.round_index}" if task.stage == "round" else f"stage '{task.stage}'"
+            where = f"round {task.round_index + 1}" if task.stage == "round" else f"stage '{task.stage}'"
             raise RunStopped(f"{str(error).rstrip('.')} ({where}).") from None
 
     def _outgoing(self, task: Task, state: Tensors, done: Trained, inbox: Tensors) -> dict[str, Tensor]:

@@ -72,6 +72,16 @@ class Cka:
         return self._cross / torch.outer(left, right).clamp(min=torch.finfo(torch.float64).tiny)
 
 
+def left_over(count: int, batch_size: int) -> int:
+    """How many of `count` samples are in a last batch that is too small for the estimate.
+
+    >>> left_over(7, 4), left_over(8, 4), left_over(12, 8)
+    (3, 0, 0)
+    """
+    rest = count % batch_size
+    return rest if rest < SMALLEST else 0
+
+
 def layer_similarity(
     left: Backbone,
     right: Backbone,

@@ -190,13 +190,15 @@ def report_of(
     budget: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     begun: Begun | None = None,
+    mixed: Collection[str] = (),
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
     config: the run's configuration as JSON. backbones: client id -> backbone, in the benchmark's order. baseline:
     client id -> cells before training. costs: client id -> sum of its tasks' costs (`pfl_platform.ledger.costs.total`).
     shared_costs: the sum over all that was no client's (preparation, the server), where it was booked. begun: without
-    it, every task had begun at every point.
+    it, every task had begun at every point. mixed: clients of whose Others the last point is over other items than
+    those before, so that they have no A_AUC together.
 
         format, method, benchmark, seed, rounds, local_steps
         evaluated     round numbers, counted from 1
@@ -228,6 +230,8 @@ def report_of(
     clients: dict[str, Any] = {}
     for client, backbone in backbones.items():
         values = {kind: client_values(client, kind, matrix, baseline.get(client, {})) for kind in KINDS}
+        if client in mixed:
+            values["others"]["auc"] = None
         clients[client] = {
             "backbone": backbone,
             **values,
@@ -273,8 +277,9 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
     }
     clients = [client.client_id for client in setup.benchmark.clients]
     later = folder.read_cells() or {"clients": {}, "baseline": {}}
+    known = scored[rounds[-1]["round_index"]] if rounds else {}
+    mixed = [client for client, cells in later["clients"].items() if any(key in known.get(client, {}) for key in cells)]
     for client, cells in later["clients"].items():
-        known = scored[rounds[-1]["round_index"]]
         known[client] = {**known.get(client, {}), **{key: cell["score"] for key, cell in cells.items()}}
     before = {
         client: {
@@ -291,6 +296,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
         benchmark=setup.benchmark.name,
         backbones={client: setup.backbone_of[client] for client in clients},
         matrix=matrix,
+        mixed=mixed,
         begun={index: _begun(setup, index) for index in matrix},
         baseline=before,
         costs={

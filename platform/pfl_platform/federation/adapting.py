@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from pfl_platform.config import RunConfig
-from pfl_platform.data import Benchmark, ClientData, FixedBenchmark
+from pfl_platform.data import Benchmark, ClientData, FixedBenchmark, TaskData
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.errors import UserError
 from pfl_platform.federation import session
@@ -67,6 +67,8 @@ def adapt(
     run; fresh adapters with those of the first, which also says the backbones.
     """
     asked.check()
+    if (out / "run.json").exists():
+        raise UserError(f"The folder {out} holds a run; name another with --out.")
     manager = plugins or PluginManager()
     sources = {name: RunFolder.open(run) for name, run in zip(names_of(runs), runs, strict=True)}
     first = next(iter(sources.values()))
@@ -81,9 +83,11 @@ def adapt(
     begun: dict[str, RunFolder | None] = {FRESH: None, **sources}
     for name, source in begun.items():
         say(f"From {name}: {len(tasks.clients)} models, {asked.steps} steps each")
-        config = config_for(manager, (source or first).config, source, asked)
+        config = config_for(manager, (source or first).config, source, asked, whole.unseen)
         place = out / name
         if (place / "run.json").is_file():
+            if RunFolder.open(place).config != session.pinned(config):
+                raise UserError(f"The folder {out} holds another adaptation; name a new one with --out.")
             results = session.resume(place, quiet=True, plugins=manager, benchmark=tasks)
         else:
             results = session.run(config, place, quiet=True, plugins=manager, benchmark=tasks)
@@ -121,12 +125,17 @@ def learners(benchmark: Benchmark, run: RunFolder) -> FixedBenchmark:
     return FixedBenchmark(f"{benchmark.name}, unseen tasks", tuple(clients), f"unseen:{benchmark.digest()}")
 
 
-def config_for(manager: PluginManager, source: RunConfig, start: RunFolder | None, asked: Adaptation) -> RunConfig:
+def config_for(
+    manager: PluginManager,
+    source: RunConfig,
+    start: RunFolder | None,
+    asked: Adaptation,
+    unseen: Sequence[TaskData],
+) -> RunConfig:
     """Local training as the source trains, from one start."""
     given = source.model_dump(mode="json")
-    kept = {
-        key: given[key] for key in ("benchmark", "adapter", "backbone_options", "seed", "metrics", "engine", "heads")
-    }
+    kept = {key: given[key] for key in ("benchmark", "adapter", "backbone_options", "seed", "engine", "heads")}
+    metrics = {name: given["metrics"][name] for name in given["metrics"] if name in {task.metric for task in unseen}}
     training = {key: value for key, value in given["training"].items() if key != "lr_scale"}
     evaluation = {"every": 1, "others": False, "unseen": False, "baseline": False, "items": asked.items}
     resolved = Resolver(manager).resolve(
@@ -134,6 +143,7 @@ def config_for(manager: PluginManager, source: RunConfig, start: RunFolder | Non
             method=default("local-training", "method").name,
             options={
                 **kept,
+                "metrics": metrics,
                 "training": training,
                 "rounds": asked.steps // asked.every,
                 "local_steps": asked.every,

@@ -18,6 +18,7 @@ from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import Federation, Objective, combine
 from pfl_platform.federation.tasks import Store
+from pfl_platform.plugins import PluginManager
 from pfl_platform.store.run_folder import RunFolder
 
 ROLES = ("global", "local")
@@ -64,6 +65,13 @@ def start_of(fed: Federation) -> Start | None:
     if not fed.config.start:
         return None
     folder = _finished(Path(fed.config.start))
+    chosen = folder.config.objective
+    objective: Objective = PluginManager().make("objective", chosen.name, chosen.options)
+    if objective.needs.own_keys:
+        raise UserError(
+            f"In the run {folder.path} a key means something else at every client, so the mean of their adapters is no "
+            "start."
+        )
     record, prepared = folder.last_round(), folder.read_prepare() or {}
     results = folder.read_results() or {"clients": {}}
     states: Mapping[str, str] = record["states"] if record else {}

@@ -31,7 +31,7 @@ class Place(Observer):
         if not self._waiting:
             return ""
         task = self._waiting[0]
-        where = f"round {task.round_index}" if task.stage in ("round", "score") else f"stage '{task.stage}'"
+        where = f"round {task.round_index + 1}" if task.stage in ("round", "score") else f"stage '{task.stage}'"
         return f" It happened at '{task.actor}' in {where}, after {self._steps} of its local steps."
 
 

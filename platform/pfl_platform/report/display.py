@@ -15,7 +15,7 @@ from rich.text import Text
 from pfl_platform.federation.observers import RunInfo
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.report.tracking import Tracker
-from pfl_platform.report.units import time_text
+from pfl_platform.report.units import counted, time_text
 
 _REFRESHES = 8
 """Most redraws per second."""
@@ -23,9 +23,10 @@ _REFRESHES = 8
 
 def headline(info: RunInfo) -> str:
     """What is being run, in one line."""
-    amount = f"{info.local_epochs} local epochs" if info.local_epochs else f"{info.local_steps} local steps"
+    amount = counted(*((info.local_epochs, "local epoch") if info.local_epochs else (info.local_steps, "local step")))
     resumed = f", going on after round {info.rounds_done}" if info.rounds_done else ""
-    return f"{info.method} on {info.benchmark}: {len(info.clients)} clients, {info.rounds} rounds of {amount}{resumed}"
+    size = f"{counted(len(info.clients), 'client')}, {counted(info.rounds, 'round')} of {amount}"
+    return f"{info.method} on {info.benchmark}: {size}{resumed}"
 
 
 def notes(info: RunInfo) -> list[str]:

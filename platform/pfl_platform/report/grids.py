@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from pfl_platform.evaluation.comparison import summarise
 from pfl_platform.evaluation.matrix import KINDS, mean
-from pfl_platform.report.units import amount_text, byte_text, percent_text, score_text, spread_text, time_text
+from pfl_platform.report.units import amount_text, byte_text, counted, percent_text, score_text, spread_text, time_text
 from pfl_platform.tuning import label
 
 Results: TypeAlias = Mapping[str, Any]
@@ -74,8 +74,9 @@ def client_grid(results: Results) -> Grid:
     )
     self_last = summary["self"]["last"]
     rounds = ", ".join(str(number) for number in results["evaluated"])
+    word = "round" if len(results["evaluated"]) == 1 else "rounds"
     notes: tuple[str, ...] = (
-        f"A_last: after the last round. A_AUC: mean over the evaluations after rounds {rounds}. Start: no training.",
+        f"A_last: after the last round. A_AUC: mean over the evaluations after {word} {rounds}. Start: no training.",
         f"Self A_last: lowest at {self_last['min_client'] or '-'}; standard deviation over clients "
         f"{score_text(self_last['std'])}. Time of all clients: {time_text(cost['seconds'])}.",
         f"Bytes: payload over the whole run; all clients {byte_text(cost['up_payload'])} up and "
@@ -84,10 +85,10 @@ def client_grid(results: Results) -> Grid:
     )
     notes += _forgotten(results) + tuned(results) + held(results) + tuple(results.get("notes", ()))
     epochs = results["config"].get("local_epochs", 0)
-    amount = _count(epochs, "local epoch") if epochs else _count(results["local_steps"], "local step")
+    amount = counted(epochs, "local epoch") if epochs else counted(results["local_steps"], "local step")
     title = (
         f"{results['method']} on {results['benchmark']}, seed {results['seed']}: "
-        f"{_count(results['rounds'], 'round')} of {amount}"
+        f"{counted(results['rounds'], 'round')} of {amount}"
     )
     return Grid(title, columns, 2, notes)
 
@@ -179,7 +180,7 @@ def compare_grid(results: Sequence[Results]) -> Grid:
     )
     notes += _lost(groups) + _of_budgets(groups)
     benchmarks = dict.fromkeys(group["benchmark"] for group in groups)
-    return Grid(f"{_count(len(results), 'run')} on {', '.join(benchmarks)}", columns, 0, notes)
+    return Grid(f"{counted(len(results), 'run')} on {', '.join(benchmarks)}", columns, 0, notes)
 
 
 def _lost(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -245,7 +246,3 @@ def _beyond_self(measured: Iterable[float | None]) -> list[tuple[str, str, str]]
 def _per_client(group: Mapping[str, Any], field: str) -> float | None:
     total: float | None = group["cost"][field]["mean"]
     return None if total is None else total / max(1, group["clients"])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

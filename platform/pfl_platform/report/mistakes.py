@@ -60,7 +60,7 @@ def mistakes(
             raise UserError(f"The run has no {what} '{name}'." + nearest(name, known))
     samples: dict[str, dict[str, Sample]] = {}
     for number, line in enumerate(_lines(run / "predictions.jsonl"), 1):
-        row = json.loads(line)
+        row = _row_of(line, f"Line {number} of {run / 'predictions.jsonl'}")
         owner, _, name = row["cell"].partition(":")
         wanted = owner == row["client"] if task is None else name == task
         if not wanted or row["score"] >= 1 or client not in (None, row["client"]):
@@ -75,6 +75,16 @@ def mistakes(
                 "benchmark does not have."
             )
         yield Mistake(row["client"], row["cell"], sample, row["text"], row["score"])
+
+
+def _row_of(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and {"client", "cell", "id", "text", "score"} <= row.keys():
+            return row
+    except json.JSONDecodeError:
+        pass
+    raise UserError(f"{where} is no prediction; put back the file as it was.")
 
 
 def _lines(file: Path) -> Sequence[str]:

@@ -5,6 +5,15 @@ from __future__ import annotations
 _PREFIXES = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts.
+
+    >>> counted(1, "round"), counted(3, "local step")
+    ('1 round', '3 local steps')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def byte_text(count: float | None) -> str:
     """Decimal units, three digits; "-" for what was not measured.
 
