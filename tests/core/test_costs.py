@@ -26,7 +26,7 @@ from pfl_plugins.regmean.statistic import Gram
 
 
 def row(name: str, flops: float, sent: dict[str, int], work: Callable[[int], float] = lambda clients: 0.0) -> Row:
-    return Row(name, "x", flops, 0.0, 1.0, 100, (), sent, (), 3, 0, work)
+    return Row(name, "x", flops, 0.0, 1.0, 100, (), sent, (), 3, 0, work=work)
 
 
 def test_values_by_who_combines_them() -> None:
