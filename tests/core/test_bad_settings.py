@@ -83,7 +83,7 @@ BAD: dict[str, tuple[list[str], str]] = {  # the parts around the dots stand in 
     "output of a long name": (["--out=" + "x" * 300], "x: File name too long."),
     "output that holds something": (
         ["--out=federation"],
-        "The folder federation is not empty; go on with the run in it by `pfl-platform resume federation`, or name",
+        "The folder federation is not empty; name another with --out.",
     ),
     "seeds and a seed": (
         ["--seeds=0,1", "--set=seed=7"],

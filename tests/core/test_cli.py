@@ -106,9 +106,7 @@ class TestRefusals:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("precious", encoding="utf-8")
         sentence = refusal(command("run", "--plugin", "sft", "--out", "mine"))
-        assert sentence.startswith(
-            "The folder mine is not empty; go on with the run in it by `pfl-platform resume mine`"
-        )
+        assert sentence == "The folder mine is not empty; name another with --out."
         assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
     def test_debug_shows_where_it_comes_from(self, command: Command) -> None:
@@ -394,4 +392,5 @@ def test_a_run_from_start_to_end(command: Command, tmp_path: Path) -> None:
     assert any(line.startswith("| **mean** |") for line in page)
     again = command("run", "--plugin", "sft", *SMALL, "--out", "one")
     assert again.returncode == 2
+    assert "go on with the run in it by `pfl-platform resume one`, or name another with --out." in again.stderr
     assert json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8")) == results

@@ -85,6 +85,7 @@ class Row:
 def weighed(tensor: Tensor) -> int:
     """What a tensor weighs, in values of four bytes, rounded up.
 
+    >>> import torch
     >>> weighed(Planned.tensor(3, 5)), weighed(Planned.tensor(3, 5, dtype=torch.float16))
     (15, 8)
     """

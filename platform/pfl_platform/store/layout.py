@@ -131,8 +131,8 @@ def lengths(tensors: Tensors) -> dict[str, int]:
     """Bytes of a file by tensor, its values and its entry in the header; the rest under `ENVELOPE`. They add up to
     `file_length`.
 
-    >>> lengths({"a": torch.zeros(2)})   # 8 of values, 51 of header; 8 + 2 + 3 around it
-    {'a': 59, '(envelope)': 13}
+    >>> lengths({"a": torch.zeros(2)})   # 8 of values, 52 of header; 8 + 2 + 2 around it
+    {'a': 60, '(envelope)': 12}
     """
     found = {
         key: entry["data_offsets"][1] - entry["data_offsets"][0] + len(_json({key: entry})) - 2
