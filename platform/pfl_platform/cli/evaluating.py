@@ -11,18 +11,15 @@ from pfl_platform.errors import UserError
 
 def evaluate(run: Path, others: bool, unseen: bool, items: int | None, form: Form, quiet: bool) -> None:
     """Scores what is missing, then prints the results as `show` does."""
+    from pfl_platform.cli.running import print_results
     from pfl_platform.federation.filling import Wanted, fill
-    from pfl_platform.report.markdown import results_markdown
-    from pfl_platform.report.tables import results_table
 
     say = (lambda _: None) if quiet or form == "json" else note
     results = fill(run, Wanted(others, unseen, items), say=say)
     if form == "json":
         print_json(results)
-    elif form == "markdown":
-        print(results_markdown(results), end="")
     else:
-        console().print(results_table(results))
+        print_results([results], form)
 
 
 def errors(run: Path, client: str | None, task: str | None, limit: int, as_json: bool) -> None:

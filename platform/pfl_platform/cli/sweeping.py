@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -42,7 +41,7 @@ def sweep(request: Request, texts: Sequence[str], seeds: str, out: Path, quiet: 
         running.resume(out, quiet)
     else:
         running.start(runs, out, quiet)
-    results = [json.loads((out / point.folder / "results.json").read_bytes()) for point in points]
+    results = [running.results_of(out / point.folder) for point in points]
     file = out / PICTURE
     draw(found_of(points, results), file)
     console().print(f"As a picture: {file}", soft_wrap=True)

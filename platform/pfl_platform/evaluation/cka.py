@@ -102,7 +102,7 @@ def layer_similarity(
             f"CKA needs batches of at least {SMALLEST} samples; here are {len(samples)} in batches of {batch_size}."
         )
     sums = Cka()
-    for start in range(0, len(samples) - SMALLEST + 1, batch_size):
+    for start in range(0, len(samples) - left_over(len(samples), batch_size), batch_size):
         batch = samples[start : start + batch_size]
         sums.add(representations(left, batch, at), representations(right, batch, at))
         say(start + len(batch))

@@ -221,8 +221,7 @@ def report_of(
         config        the whole configuration, with the values that were chosen
     """
     last = max(matrix, default=None)
-    if begun is None:
-        begun = {index: {client: cells for client, cells in rows.items()} for index, rows in matrix.items()}
+    begun = matrix if begun is None else begun
     lost = {client: forgetting(client, matrix, begun) for client in backbones}
     tasks = {client: dict(matrix[last].get(client, {})) if last is not None else {} for client in backbones}
     if config.get("evaluation", {}).get("seen_only"):

@@ -70,11 +70,9 @@ def adapt(
     if (out / "run.json").exists():
         raise UserError(f"The folder {out} holds a run; name another with --out.")
     manager = plugins or PluginManager()
-    sources = {name: RunFolder.open(run) for name, run in zip(names_of(runs), runs, strict=True)}
+    sources = {name: RunFolder.ended(run) for name, run in zip(names_of(runs), runs, strict=True)}
     first = next(iter(sources.values()))
     for folder in sources.values():
-        if folder.read_results() is None:
-            raise UserError(f"The run in {folder.path} is not finished; go on with: pfl-platform resume {folder.path}")
         if folder.config.benchmark != first.config.benchmark:
             raise UserError(f"The runs {first.path} and {folder.path} are of different benchmarks.")
     whole = benchmark or manager.make("benchmark", first.config.benchmark.name, first.config.benchmark.options)
@@ -138,7 +136,7 @@ def config_for(
     metrics = {name: given["metrics"][name] for name in given["metrics"] if name in {task.metric for task in unseen}}
     training = {key: value for key, value in given["training"].items() if key != "lr_scale"}
     evaluation = {"every": 1, "others": False, "unseen": False, "baseline": False, "items": asked.items}
-    resolved = Resolver(manager).resolve(
+    return Resolver(manager).resolve(
         Request(
             method=default("local-training", "method").name,
             options={
@@ -153,7 +151,6 @@ def config_for(
             },
         )
     )
-    return resolved
 
 
 def untrained(place: Path, manager: PluginManager, tasks: FixedBenchmark) -> dict[str, float]:

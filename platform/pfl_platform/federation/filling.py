@@ -55,9 +55,7 @@ def fill(
     A cell that was scored on at least as many items is kept. Raises `UserError` for a run that has not ended, that can
     no longer be run with the same numbers, or has nothing of what is wanted.
     """
-    folder = RunFolder.open(out)
-    if folder.read_results() is None:
-        raise UserError(f"The run in {out} is not finished; go on with: pfl-platform resume {out}")
+    folder = RunFolder.ended(out)
     with folder.lock():
         tuned = folder.read_tuning()
         config = with_values(folder.config, tuned["chosen"]) if tuned else folder.config

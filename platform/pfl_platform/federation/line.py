@@ -134,9 +134,7 @@ class _Walk:
 
 def opened(out: Path, plugins: PluginManager | None, benchmark: Benchmark | None) -> tuple[_Walk, RunFolder]:
     """A finished run whose personal models are blends. Raises `UserError` for any other."""
-    folder = RunFolder.open(out)
-    if folder.read_results() is None:
-        raise UserError(f"The run in {out} is not finished; go on with: pfl-platform resume {out}")
+    folder = RunFolder.ended(out)
     setup = build(folder.config, plugins or PluginManager(), benchmark)
     if changed := folder.check_pins(pins(setup)):
         raise UserError(f"The run {out} cannot be measured with the same numbers: {' '.join(changed)}")

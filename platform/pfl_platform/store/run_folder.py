@@ -90,6 +90,14 @@ class RunFolder:
         require(path / "run.json", run._about, {"created": str, "pins": dict})
         return run
 
+    @classmethod
+    def ended(cls, path: Path) -> RunFolder:
+        """An existing run that has come to its end."""
+        run = cls.open(path)
+        if run.read_results() is None:
+            raise UserError(f"The run in {path} is not finished; go on with: pfl-platform resume {path}")
+        return run
+
     @cached_property
     def store(self) -> DiskStore:
         from pfl_platform.store.disk import DiskStore
