@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -119,9 +120,11 @@ def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
         replaced = yield from fed.together.led(component.prepare(fed))
         fed.frozen.update(replaced)
 
+    start = cache(lambda: start_of(fed))  # read once, and only where the run is led
+
     def started() -> dict[str, Address]:
-        start = start_of(fed)
-        return {} if start is None else {name: fed.store.put(tensors) for name, tensors in start.frozen.items()}
+        found = start()
+        return {} if found is None else {name: fed.store.put(tensors) for name, tensors in found.frozen.items()}
 
     fed.frozen.update(fed.together.once(started))
     for name, client_id in hosts.items():  # adapters of one signature mean the same, on whatever host
@@ -131,10 +134,10 @@ def prepare(fed: Federation, parts: Parts) -> Program[Progress]:
 
     def first() -> tuple[dict[str, Any], dict[str, Address]]:
         server = parts.aggregator.init(fed)
-        states, begun = {}, start_of(fed)
+        states = {}
         for client in fed.clients:
             head = heads.initial(fed, client.client_id, parts.objective.slots)
-            states[client.client_id] = fed.store.put({**first_params(fed, parts, client, begun), **head})
+            states[client.client_id] = fed.store.put({**first_params(fed, parts, client, start()), **head})
         return vars(server), states
 
     server, states = fed.together.once(first)
