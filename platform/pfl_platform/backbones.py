@@ -128,6 +128,9 @@ class Backbone:
     task_head: paths of modules whose meaning is a task's own, such as a classifier; empty for backbones that answer in
         words. fresh_head: those among them that no weights were read for; each run draws them by its seed.
     answer_side: shell patterns of the paths of linear maps that read an encoder-decoder's answer, not its input.
+    rows_apart: whether a row of a batch goes through the model as it would alone, and the adapted maps read (rows,
+        positions, size). Where not (statistics over a batch, rows that are packed or flattened), gradients of single
+        samples are found one at a time.
     """
 
     card: Card
@@ -142,6 +145,7 @@ class Backbone:
     task_head: tuple[str, ...] = ()
     fresh_head: tuple[str, ...] = ()
     answer_side: tuple[str, ...] = ()
+    rows_apart: bool = True
 
     @property
     def name(self) -> str:

@@ -200,6 +200,33 @@ class Host:
             tensor.requires_grad_(key in chosen)
         return chosen
 
+    def takes_rows(self, keys: Keys) -> bool:
+        """Whether rows of a batch can have params of their own in place of these."""
+        places = [key.split("/") for key in self.params if key in keys]
+        return self.backbone.rows_apart and all(
+            len(place) == 3 and place[1] in self.layers and place[2] in self.layers[place[1]].row_parts
+            for place in places
+        )
+
+    @contextmanager
+    def by_row(self, keys: Keys, rows: int) -> Iterator[dict[str, Tensor]]:
+        """Inside, each of `rows` rows goes through params of its own, which are as the live ones: key -> leaf
+        (rows, *shape), whose gradient holds every row's. They take no memory until there is one. Only for keys that
+        `takes_rows`."""
+        leaves = {
+            key: self.params[key].detach().expand(rows, *self.params[key].shape).requires_grad_(True)
+            for key in sorted(self.params)
+            if key in keys
+        }
+        for key, leaf in leaves.items():
+            slot, site, part = key.split("/")
+            self.layers[site].by_row[f"{slot}/{part}"] = leaf
+        try:
+            yield leaves
+        finally:
+            for layer in self.layers.values():
+                layer.by_row.clear()
+
     def masks(self, inputs: Mapping[str, Tensor]) -> Tensor | Callable[[str], Tensor]:
         """The attention mask of a pass, for `mixing`; by path where a backbone reads two texts."""
         if self.backbone.answer_side:

@@ -10,7 +10,7 @@ import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,13 +138,19 @@ class SlotLayer(nn.Module, ABC):
     """`W x + sum_s mix[row, s] * delta_s(x)` at one site.
 
     Wraps the base linear map, frozen. Implementations hold the params of all slots and compute the mixture in one go.
+
+    row_parts: the parts of a slot that rows of a batch may have of their own. Where `by_row` holds `slot/part`, shape
+    (rows, *shape), `mixture` takes these in place of the slot's.
     """
+
+    row_parts: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, site: Site, base: nn.Module, control: Control) -> None:
         super().__init__()
         self.site = site
         self.base = base
         self.mixes = nn.ModuleDict()
+        self.by_row: dict[str, Tensor] = {}
         self.shift: Tensor | None = None  # (d_out, d_in), added to the base map in every pass; see `Host.load_base`
         # Held in a tuple so that nn.Module does not treat it as a child.
         self._control = (control,)
@@ -178,6 +184,12 @@ class SlotLayer(nn.Module, ABC):
         if not control.mix:
             return out
         weights = control.weights(self, x)
+        for name, own in self.by_row.items():
+            if x.dim() != 3 or x.shape[0] != own.shape[0]:
+                raise ValueError(
+                    f"{self.site.path} reads {tuple(x.shape)} where {own.shape[0]} rows have '{name}' of their own; a "
+                    "backbone that mixes rows has `rows_apart=False`."
+                )
         return out + self.mixture(x, weights).to(out.dtype)
 
 

@@ -103,9 +103,8 @@ def towards(
         per_row = per_row.index_add(0, rows[live], each)
     else:
         per_row = per_row + 0.0 * logits.sum()  # nothing to learn, but a loss that has a gradient
-    if output.summed is not None:
-        return per_row * output.per_supervised(picked.shape[0], known.sum().clamp(min=1))
-    return per_row * (picked.shape[0] / max(1, int(known.sum())))
+    counts = torch.bincount(rows[known.to(rows.device)], minlength=picked.shape[0])
+    return per_row * output.per_supervised(counts, least=1)
 
 
 def targets_under(

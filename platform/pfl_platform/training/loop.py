@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.host import Host
-from pfl_platform.adapters.surfaces import Keys, Tensors
+from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.data import Sample
 from pfl_platform.errors import RunStopped
 from pfl_platform.ledger.sampling import FlopMeter
+from pfl_platform.training import gradients
 from pfl_platform.training.driver import Driver
-from pfl_platform.training.surfaces import Phase, Statistic, Step, Want
+from pfl_platform.training.surfaces import Phase, Statistic, Step
 from pfl_platform.training.view import BatchView, Rng
 
 StepObserver = Callable[[int, int, float], None]
@@ -179,28 +180,11 @@ def _look(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
     if not statistic.wants:
         with torch.no_grad():
             return statistic.add(acc, view)
-    host = actor.hosts(actor.backbone)
-    training = [tensor for tensor in host.params.values() if tensor.requires_grad]
-    for number, sample in enumerate(view.samples):
-        row = _view(actor, [sample], view.step, statistic.name, number)
-        row.gradients = {want.name: _gradient(host, want, row) for want in statistic.wants}
-        with torch.no_grad():
-            acc = statistic.add(acc, row)
-    host.select(Keys())
-    for tensor in training:
-        tensor.requires_grad_(True)
-    return acc
 
+    def view_of(samples: Sequence[Sample], number: int) -> BatchView:
+        return _view(actor, samples, view.step, statistic.name, number)
 
-def _gradient(host: Host, want: Want, row: BatchView) -> dict[str, Tensor]:
-    """The gradient of one sample's loss; zeros where a param plays no part in it."""
-    chosen = host.select(want.keys)
-    with torch.enable_grad():
-        found = torch.autograd.grad(want.loss(row).sum(), list(chosen.values()), allow_unused=True)
-    return {
-        key: torch.zeros_like(tensor) if gradient is None else gradient
-        for (key, tensor), gradient in zip(chosen.items(), found, strict=True)
-    }
+    return gradients.shown(actor.hosts(actor.backbone), statistic, acc, view.samples, view_of)
 
 
 def _book_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,14 +23,14 @@ def answer_loss(output: Output) -> Tensor:
     picked = labels != IGNORE
     losses = functional.cross_entropy(logits[picked].float(), labels[picked], reduction="none")
     per_row = losses.new_zeros(labels.shape[0]).index_add(0, picked.nonzero()[:, 0], losses)
-    supervised = picked.sum()
+    supervised = picked.sum(dim=1)
     values = output.encoded.values
     if values is not None:
         rated = (~values.isnan()).nonzero()[:, 0]
         errors = (logits[rated, 0, 0].float() - values[rated]).square()
         per_row = per_row.index_add(0, rated, errors)
-        supervised = supervised + len(rated)
-    return per_row * output.per_supervised(labels.shape[0], supervised)
+        supervised = supervised.index_add(0, rated, torch.ones_like(rated))
+    return per_row * output.per_supervised(supervised)
 
 
 def answers_under(mix: Mix, *, dropout: bool = True) -> Loss:

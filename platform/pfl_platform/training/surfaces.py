@@ -22,18 +22,25 @@ from pfl_platform.data import Sample
 @dataclass(frozen=True)
 class Output:
     """What one forward pass gives. logits (rows, positions, vocabulary); taps: module path -> its input. summed: sums a
-    number over all parts of the micro-batch, where several processes share it."""
+    number over all parts of the micro-batch, where several processes share it. apart: each row is a micro-batch of its
+    own, that goes through the backbone beside others."""
 
     logits: Tensor
     encoded: Encoded
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     summed: Callable[[float], float] | None = None
+    apart: bool = False
 
-    def per_supervised(self, rows: int, supervised: Tensor) -> Tensor:
-        """`rows / supervised` of the whole micro-batch, of which these are the numbers in this part."""
+    def per_supervised(self, counts: Tensor, least: int = 0) -> Tensor:
+        """Rows over supervised positions of the whole micro-batch, as a scalar; where rows stand apart `1 / counts`,
+        one per row. `counts` (rows,): how many positions of each row of this part are supervised; they are taken to be
+        `least` at least."""
+        if self.apart:
+            return 1 / counts.clamp(min=least)
+        supervised = counts.sum().clamp(min=least)
         if self.summed is None:
-            return rows / supervised
-        return supervised.new_tensor(self.summed(rows), dtype=torch.float32) / self.summed(float(supervised))
+            return counts.shape[0] / supervised
+        return supervised.new_tensor(self.summed(counts.shape[0]), dtype=torch.float32) / self.summed(float(supervised))
 
 
 class View(Protocol):
@@ -174,11 +181,16 @@ class Want:
     """A gradient that a statistic asks for: of `loss` on one sample at a time, with respect to some keys. The mean over
     samples of a function of gradients (of their squares, say) is not that function of the batch's gradient.
 
-    Keys `base/site/W` are the dense weights of the adapted maps; asking for them takes a float32 copy of each."""
+    Keys `base/site/W` are the dense weights of the adapted maps; asking for them takes a float32 copy of each.
+
+    apart: whether `loss` may be given many samples at once: what it says of a row depends on other rows through
+    `Output.per_supervised` alone, and it draws no random numbers. Then one pass finds the gradients of all samples of
+    a batch, where adapter and backbone allow it (see `training.gradients`); else it is given one at a time."""
 
     name: str
     keys: Keys
     loss: Loss
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,14 @@ class BatchView:
         self.notes: dict[str, Tensor] = {}
         self.weight = 1  # of its loss
         self._whole: Callable[[float], float] | None = None
+        self._apart = False
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
         self._forwards = 0
+
+    def stand_apart(self) -> None:
+        """Makes each of its rows a micro-batch of its own."""
+        self._apart = True
 
     def share(self, weight: int, total: Callable[[float], float]) -> None:
         """Makes it a part of a micro-batch that several processes share: its loss weighs `weight`, and `total` sums a
@@ -89,7 +94,7 @@ class BatchView:
             stack.enter_context(host.mixing({} if other else mix, host.masks(encoded.inputs), rng))
             stack.enter_context(torch.set_grad_enabled(grad and not other))
             logits = host.backbone.model(**encoded.inputs, use_cache=False).logits
-        return Output(logits, encoded, seen, self._whole)
+        return Output(logits, encoded, seen, self._whole, self._apart)
 
 
 @contextmanager

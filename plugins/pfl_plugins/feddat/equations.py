@@ -22,4 +22,4 @@ def mutual(own: Output, teacher: Tensor, temperature: float, *, teacher_first: b
     pair = (theirs, mine) if teacher_first else (mine, theirs)
     each = divergence(*pair, temperature, vocab_mean=False)
     sums = each.new_zeros(picked.shape[0]).index_add(0, picked.nonzero()[:, 0], each)
-    return 0.5 * (answer_loss(own) + sums * own.per_supervised(picked.shape[0], picked.sum().clamp(min=1)))
+    return 0.5 * (answer_loss(own) + sums * own.per_supervised(picked.sum(dim=1), least=1))

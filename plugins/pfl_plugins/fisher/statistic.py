@@ -28,7 +28,7 @@ class Information(Statistic):
 
     def __init__(self, keys: Keys, mix: Mix, source: Source, amount: int) -> None:
         self.name, self.data, self.amount = STATISTIC, source, amount
-        self.wants = (Want(STATISTIC, keys, answers_under(mix, dropout=False)),)
+        self.wants = (Want(STATISTIC, keys, answers_under(mix, dropout=False), apart=isinstance(mix, Mapping)),)
 
     def sends(self, plan: Planned) -> Mapping[str, Tensor]:
         slots = {pattern.partition("/")[0] for want in self.wants for pattern in want.keys.patterns}

@@ -33,7 +33,7 @@ class Information(Statistic):
         self.name, self.data, self.amount = STATISTIC, source, source.steps()
         self.scale = float(adapter.signature().get("scale", 1.0))
         self.wants = tuple(
-            Want(slot, Keys("base/*/W") if full else adapter.trainable(slot), answers_of(slot))
+            Want(slot, Keys("base/*/W") if full else adapter.trainable(slot), answers_of(slot), apart=True)
             for slot in (FEDERATED, LOCAL)
         )
 

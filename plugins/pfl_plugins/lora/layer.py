@@ -20,12 +20,19 @@ def dropped(x: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     return x * keep / (1.0 - rate)
 
 
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """`x weight^T`, (rows, positions, d_out): x (rows, positions, d_in), one weight (d_out, d_in) or one per row."""
+    return functional.linear(x, weight) if weight.dim() == 2 else torch.bmm(x, weight.transpose(1, 2))
+
+
 class LoraSlots(SlotLayer):
     """`W x + sum_s mix_s * scale * B_s A_s x` over the params of a peft LoRA layer.
 
     All slots are computed together: their A are stacked to (slots * r, d_in) and their B to (d_out, slots * r), so
     that any number of slots costs two small products, and the mix weighs the columns in between.
     """
+
+    row_parts = frozenset({"A", "B"})
 
     def __init__(self, site: Site, tuner: nn.Module, control: Control, scale: float, dropout: float) -> None:
         super().__init__(site, cast(nn.Module, tuner.base_layer), control)
@@ -47,18 +54,27 @@ class LoraSlots(SlotLayer):
 
     def mixture(self, x: Tensor, weights: Mapping[str, float | Tensor]) -> Tensor:
         slots = list(weights)
-        a = self._a(slots[0]) if len(slots) == 1 else torch.cat([self._a(slot) for slot in slots])
-        b = self._b(slots[0]) if len(slots) == 1 else torch.cat([self._b(slot) for slot in slots], dim=1)
+        a, b = self._stacked(slots)
         x = x.to(a.dtype)
         rng = self.control.rng
         if self.dropout > 0 and rng is not None:
             x = dropped(x, self.dropout, rng(self.site.name))
-        z = functional.linear(x, a)
+        z = product(x, a)
         if len(slots) == 1 and isinstance(weights[slots[0]], float | int):
             z = z * (self.scale * weights[slots[0]])
         else:
-            z = z * self._columns([weights[slot] for slot in slots], a.shape[0] // len(slots), z)
-        return functional.linear(z, b)
+            z = z * self._columns([weights[slot] for slot in slots], a.shape[-2] // len(slots), z)
+        return product(z, b)
+
+    def _stacked(self, slots: list[str]) -> tuple[Tensor, Tensor]:
+        """A (slots * r, d_in) and B (d_out, slots * r); with a leading dimension where rows have their own."""
+        a, b = [self._a(slot) for slot in slots], [self._b(slot) for slot in slots]
+        if not self.by_row:
+            return (a[0], b[0]) if len(slots) == 1 else (torch.cat(a), torch.cat(b, dim=1))
+        rows = next(iter(self.by_row.values())).shape[0]
+        a = [self.by_row.get(f"{slot}/A", own.expand(rows, -1, -1)) for slot, own in zip(slots, a, strict=True)]
+        b = [self.by_row.get(f"{slot}/B", own.expand(rows, -1, -1)) for slot, own in zip(slots, b, strict=True)]
+        return (a[0], b[0]) if len(slots) == 1 else (torch.cat(a, dim=1), torch.cat(b, dim=2))
 
     def _columns(self, weights: list[float | Tensor], rank: int, z: Tensor) -> Tensor:
         """The weight of each of the stacked columns, scale included; shape broadcastable to z."""

@@ -68,7 +68,9 @@ class Gradients(Statistic):
         source = few(ctx, config.samples, STATISTIC)
         self.name, self.config = STATISTIC, config
         self.data, self.amount = source, source.steps()
-        self.wants = tuple(Want(slot, adapter.trainable(slot), answers_of(slot)) for slot in (FEDERATED, LOCAL))
+        self.wants = tuple(
+            Want(slot, adapter.trainable(slot), answers_of(slot), apart=True) for slot in (FEDERATED, LOCAL)
+        )
 
     def add(self, acc: Any, view: View) -> dict[str, Moments]:
         sums: dict[str, Moments] = acc if acc is not None else {}

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pfl_platform.adapters.host import FROZEN
 from pfl_platform.adapters.surfaces import Control, Factors, Site, SlotLayer
-from pfl_plugins.lora.layer import dropped
+from pfl_plugins.lora.layer import dropped, product
 
 
 class PQSlots(SlotLayer):
@@ -20,6 +20,8 @@ class PQSlots(SlotLayer):
     All slots have the same frozen A and B, so A x and the product with B are made once for all of them. When the
     mix is the same for all rows, the slots' P and Q are mixed before they meet data (averaging P and Q equals
     averaging outputs)."""
+
+    row_parts = frozenset({"P", "Q"})
 
     def __init__(
         self, site: Site, tuner: nn.Module, slots: Sequence[str], control: Control, scale: float, dropout: float
@@ -48,6 +50,11 @@ class PQSlots(SlotLayer):
     def _q(self, slot: str) -> Tensor:
         return cast(Tensor, self.pqlora_Q[slot])
 
+    def _of(self, part: str, slot: str) -> Tensor:
+        """A slot's P or Q, with a leading dimension where rows have their own."""
+        own = self._p(slot) if part == "P" else self._q(slot)
+        return self.by_row.get(f"{slot}/{part}", own)
+
     def mixture(self, x: Tensor, weights: Mapping[str, float | Tensor]) -> Tensor:
         x = x.to(self.a.dtype)
         rng = self.control.rng
@@ -55,20 +62,28 @@ class PQSlots(SlotLayer):
             x = dropped(x, self.dropout, rng(self.site.name))
         z = functional.linear(x, self.a)
         if all(not isinstance(weight, Tensor) or weight.dim() == 0 for weight in weights.values()):
-            p = _weighted([(weight, self._p(slot)) for slot, weight in weights.items()])
-            q = _weighted([(weight, self._q(slot)) for slot, weight in weights.items()])
-            y = functional.linear(z, p, q)
+            y = _affine(
+                z,
+                _weighted([(weight, self._of("P", slot)) for slot, weight in weights.items()]),
+                _weighted([(weight, self._of("Q", slot)) for slot, weight in weights.items()]),
+            )
         else:
             y = torch.zeros_like(z)
             for slot, weight in weights.items():
                 per_row = isinstance(weight, Tensor) and weight.dim() == 1
                 share = weight[:, None, None] if per_row else weight  # type: ignore[index]
-                y = y + share * functional.linear(z, self._p(slot), self._q(slot))
+                y = y + share * _affine(z, self._of("P", slot), self._of("Q", slot))
         return functional.linear(y * self.scale, self.b)
 
     def factors(self, slot: str) -> Factors:
         """U = B, V = scale * P A, c = scale * B Q; U is the same for all slots, so a mixture keeps rank r."""
         return Factors(self.b, self.scale * self._p(slot) @ self.a, self.scale * self.b @ self._q(slot))
+
+
+def _affine(z: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """`P z + Q` at each position, for one P and Q or one of each per row."""
+    y = product(z, p)
+    return y + (q if q.dim() == 1 else q[:, None, :])
 
 
 def _weighted(parts: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
