@@ -315,5 +315,5 @@ def test_large_results_are_truncated_as_well_with_leading_directions_as_without(
     fit = outcome.fit([Target(3, 0.5)], Refit(1.0, "left", 0))[0]
     assert isinstance(fit.delta, Delta)
     assert torch.allclose(fit.delta.dense(), (u[:, :3] * s[:3]) @ vt[:3], atol=1e-7)
-    assert fit.error == pytest.approx(float(s[3:].norm() / s.norm()), rel=1e-9)
-    assert fit.norm == pytest.approx(float(s.norm()))
+    assert fit.measures.error == pytest.approx(float(s[3:].norm() / s.norm()), rel=1e-9)
+    assert fit.measures.norm == pytest.approx(float(s.norm()))

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help="rules, comma-separated: ties/knots,iso-c/delta")
-    parser.add_argument("--peft", action="store_true")
+    parser.add_argument("--peft", action="store_true", help="beside peft's own merging; neither measures its results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
@@ -100,9 +100,8 @@ def main() -> None:
     print(f"{options.clients} clients, shapes {options.shapes}, {options.threads} threads")
     print(f"{'rule':<18}{'space':<8}{'seconds':>9}{'cpu':>9}{'bound':>7}{'memory':>9}{'read':>8}")
     for name, space, bound in rules:
-        words = [word for word in sys.argv[1:] if word != "--peft"]
         done = subprocess.run(
-            [sys.executable, __file__, *words, "--child", f"{name}/{space}"],
+            [sys.executable, __file__, *sys.argv[1:], "--child", f"{name}/{space}"],
             capture_output=True,
             text=True,
             check=False,
@@ -223,8 +222,9 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
     values = sum(rank * (d_out + d_in) for d_out, d_in in modules.values()) * options.clients
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with merging:
-        for _ in merger.merge(inputs, targets):
-            pass
+        for merged in merger.merge(inputs, targets):
+            if not options.peft:  # the report is a part of a merge, but peft makes none
+                dict(merged.report)
     took = {"seconds": merging.seconds - drawing.seconds, "cpu": merging.cpu - drawing.cpu}
     memory = grown_since(before, values) if held else grown_since(0, 2**28)  # four bytes each: GiB
     return {**took, "memory": memory, "read": drawn.values / values}

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,11 +83,36 @@ class Inputs:
         )
 
 
+class Numbers(Mapping[str, float]):
+    """Numbers for people that are computed when somebody looks at them.
+
+    >>> dict(Numbers(lambda: {"rank": 2.0}))
+    {'rank': 2.0}
+    """
+
+    def __init__(self, compute: Callable[[], Mapping[str, float]]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def _found(self) -> Mapping[str, float]:
+        return self._compute()
+
+    def __getitem__(self, key: str) -> float:
+        return self._found[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 @dataclass(frozen=True)
 class Merged:
     """One module's result: for each target a delta in its rank and scale. A target of None asks for the whole result:
     a delta of whatever rank, or the dense matrix (d_out, d_in) where the method does not keep to factors. `report`
-    holds numbers for people (rank, truncation error, norm against the inputs' mean norm). shares: where every target
+    holds numbers for people (rank, truncation error, norm against the inputs' mean norm); `Numbers` where they cost
+    something. shares: where every target
     has a result of its own, how much of it came from each adapter, over all modules; rows of sum 1."""
 
     module: str

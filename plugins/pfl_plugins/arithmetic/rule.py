@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pfl_platform.lowrank.blocks import Place
 from pfl_platform.lowrank.deltas import weighted_sum
 from pfl_plugins.merging.operands import Field, Operand
-from pfl_plugins.merging.outcomes import Entries, Factored, Outcome
+from pfl_plugins.merging.outcomes import Dense, Entries, Factored, Outcome
 from pfl_plugins.merging.rules import Bound, Rule, per_adapter, summed
 
 
@@ -53,6 +54,8 @@ class Linear(Rule):
 
         def outcome(operand: Operand, _: int) -> Outcome:
             factors = summed(weights, averaged=operand.averaged or not self.total)
+            if operand.change is None and operand.matrices is not None:
+                return Dense(_sum(operand.matrices, factors), operand.precision)
             if operand.change is None:
                 return Factored(weighted_sum(operand.deltas, factors))
 
@@ -62,3 +65,11 @@ class Linear(Rule):
             return Entries(operand, entries)
 
         return outcome
+
+
+def _sum(matrices: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """`sum_k c_k T_k` in float64."""
+    total = torch.zeros_like(matrices[0], dtype=torch.float64)
+    for matrix, factor in zip(matrices, factors, strict=True):
+        total.add_(matrix, alpha=factor)
+    return total

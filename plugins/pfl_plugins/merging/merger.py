@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from pfl_platform.errors import UserError
-from pfl_platform.federation.merging import Inputs, Merged, Merger, Target
+from pfl_platform.federation.merging import Inputs, Merged, Merger, Numbers, Target
 from pfl_platform.lowrank.deltas import inner
 from pfl_plugins.knots.space import KnotsSpace
 from pfl_plugins.merging.config import MergeConfig
@@ -68,7 +69,9 @@ class SpaceMerger(Merger):
             for turn, part in enumerate([[target] for target in targets] if self.personal else [list(targets)]):
                 outcomes = [bound(operand, turn) for operand in operands]
                 fits += space.assembled(inputs, module, outcomes).fit(part, how)
-            yield Merged(module, tuple(fit.delta for fit in fits), described(inputs, module, fits), shares)
+            yield Merged(
+                module, tuple(fit.delta for fit in fits), Numbers(partial(described, inputs, module, fits)), shares
+            )
 
     def _refit(self, inputs: Inputs, module: str) -> Refit:
         config = self.config
@@ -84,13 +87,13 @@ def described(inputs: Inputs, module: str, fits: Sequence[Fit]) -> dict[str, flo
     stable_rank: `||D||_F^2 / ||D||_2^2`. Means over the results of a personal rule; what is not known is left out."""
     # Half of the digits will do here, and the root of an inner product takes a fraction of the time.
     typical = sum(math.sqrt(max(0.0, inner(delta, delta))) for delta in inputs.deltas(module)) / len(inputs)
-    norms = [fit.norm for fit in fits]
-    mean = sum(norms) / len(norms)
-    report = {"error": max(fit.error for fit in fits), "norm_ratio": mean / typical if typical > 0 else 0.0}
-    if all(fit.rank is not None for fit in fits):
-        report["rank"] = float(max(fit.rank or 0 for fit in fits))
-    stable = [(fit.norm / fit.top) ** 2 for fit in fits if fit.top > 0 and not math.isnan(fit.top)]
-    if len(stable) == len(fits):
+    found = [fit.measures for fit in fits]
+    mean = sum(one.norm for one in found) / len(found)
+    report = {"error": max(one.error for one in found), "norm_ratio": mean / typical if typical > 0 else 0.0}
+    if all(one.rank is not None for one in found):
+        report["rank"] = float(max(one.rank or 0 for one in found))
+    stable = [(one.norm / one.top) ** 2 for one in found if one.top > 0 and not math.isnan(one.top)]
+    if len(stable) == len(found):
         report["stable_rank"] = sum(stable) / len(stable)
     return report
 

@@ -32,7 +32,8 @@ class Operand:
     """K matrices of one module. part: "A" or "B" in the space `ab`, else "". index: its number in the whole field.
 
     A rule that sums takes the mean where `averaged` is set: were both factors summed, their product would grow by K^2.
-    `change` is applied to every block before a rule sees it (random masks).
+    `change` is applied to every block before a rule sees it (random masks). `matrices` holds the same matrices written
+    out, where that is what came in: the factors of the space `ab`.
     """
 
     module: str
@@ -41,6 +42,7 @@ class Operand:
     deltas: tuple[Delta, ...]
     averaged: bool = False
     change: Change | None = None
+    matrices: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.deltas)
@@ -75,7 +77,8 @@ class Operand:
 
     def only(self, k: int) -> Operand:
         """One of the matrices alone."""
-        return replace(self, deltas=(self.deltas[k],))
+        matrices = None if self.matrices is None else (self.matrices[k],)
+        return replace(self, deltas=(self.deltas[k],), matrices=matrices)
 
     def blocks(self) -> Iterator[tuple[Place, Tensor]]:
         """Blocks (K, rows, columns), all written into the same memory; to be used or changed before the next one."""

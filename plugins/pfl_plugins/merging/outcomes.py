@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -29,15 +30,26 @@ _HOLD = 32 * 2**20
 """Bytes of a dense result that is held while it is truncated; a larger one is made in two walks, block by block."""
 
 
-class Fit(NamedTuple):
-    """A result for one target. error: of the truncation, relative. norm, top: Frobenius norm and largest singular value
-    (nan where nobody has computed it) of the whole result. rank: its numerical rank, where that is known."""
+class Measures(NamedTuple):
+    """Of a result. error: of the truncation, relative. norm, top: Frobenius norm and largest singular value (nan where
+    nobody has computed it) of the whole result. rank: its numerical rank, where that is known."""
 
-    delta: Delta | Tensor
     error: float
     norm: float
     top: float
     rank: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A result for one target; it is measured when somebody asks."""
+
+    delta: Delta | Tensor
+    measure: Callable[[], Measures]
+
+    @cached_property
+    def measures(self) -> Measures:
+        return self.measure()
 
 
 class Leading(NamedTuple):
@@ -86,7 +98,8 @@ class Outcome(ABC):
     def _whole(self, how: Refit) -> Fit:
         whole = self.whole()
         if isinstance(whole, Tensor):
-            return Fit(whole * how.coef, 0.0, how.coef * float(whole.double().norm()), math.nan, None)
+            scaled = whole * how.coef
+            return Fit(scaled, lambda: Measures(0.0, float(scaled.double().norm()), math.nan, None))
         return measured(replace(whole, scale=whole.scale * how.coef).cast(), how.tol)
 
 
@@ -94,16 +107,24 @@ def fitted(found: Leading, target: Target, how: Refit) -> Fit:
     """The truncation to one target."""
     whole = replace(found.svd, s=found.svd.s * how.coef)
     delta = truncate(whole, target.rank, split=how.split, scale=target.scale, seed=how.seed).delta
-    norm = how.coef * math.sqrt(found.energy)
-    lost = math.sqrt(found.rest + float(found.svd.s[target.rank :].square().sum())) * how.coef
-    top = float(whole.s[0]) if whole.rank else 0.0
-    return Fit(delta, lost / norm if norm > 0 else 0.0, norm, top, found.rank)
+
+    def measure() -> Measures:
+        norm = how.coef * math.sqrt(found.energy)
+        lost = math.sqrt(found.rest + float(found.svd.s[target.rank :].square().sum())) * how.coef
+        top = float(whole.s[0]) if whole.rank else 0.0
+        return Measures(lost / norm if norm > 0 else 0.0, norm, top, found.rank)
+
+    return Fit(delta, measure)
 
 
 def measured(delta: Delta, tol: float | None) -> Fit:
     """A delta as it is."""
-    whole = svd(delta, tol)
-    return Fit(delta, 0.0, float(whole.s.norm()), float(whole.s[0]) if whole.rank else 0.0, whole.rank)
+
+    def measure() -> Measures:
+        whole = svd(delta, tol)
+        return Measures(0.0, float(whole.s.norm()), float(whole.s[0]) if whole.rank else 0.0, whole.rank)
+
+    return Fit(delta, measure)
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,11 +111,12 @@ class FactorSpace(Space):
     def operands(self, inputs: Inputs, module: str, index: int) -> tuple[Operand, ...]:
         deltas = inputs.deltas(module)
         start = self._start(inputs, module)
-        downs = tuple(_moved(delta.down, start.down if start else None, delta.name) for delta in deltas)
-        ups = tuple(_moved(delta.up, start.up if start else None, delta.name) for delta in deltas)
+        names = [delta.name for delta in deltas]
+        downs = tuple(_moved(delta.down, start.down if start else None) for delta in deltas)
+        ups = tuple(_moved(delta.up, start.up if start else None) for delta in deltas)
         return (
-            Operand(module, "A", index, downs, averaged=True),
-            Operand(module, "B", index + 1, ups),
+            Operand(module, "A", index, _as_deltas(downs, names), averaged=True, matrices=downs),
+            Operand(module, "B", index + 1, _as_deltas(ups, names), matrices=ups),
         )
 
     def _start(self, inputs: Inputs, module: str) -> Delta | None:
@@ -130,8 +131,12 @@ class FactorSpace(Space):
         return Product(Delta(up, down, deltas[0].scale, precision=shared_precision(deltas)))
 
 
-def _moved(factor: Tensor, start: Tensor | None, name: str) -> Delta:
-    return Delta.from_dense(factor if start is None else factor - start.to(factor), name)
+def _moved(factor: Tensor, start: Tensor | None) -> Tensor:
+    return factor.detach() if start is None else factor.detach() - start.to(factor)
+
+
+def _as_deltas(matrices: Sequence[Tensor], names: Sequence[str]) -> tuple[Delta, ...]:
+    return tuple(Delta.from_dense(matrix, name) for matrix, name in zip(matrices, names, strict=True))
 
 
 def _written(outcome: Outcome) -> Tensor:
