@@ -65,17 +65,17 @@ def lasting(out: Path) -> dict[str, Any]:
 def test_killed_at_random_points(method: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PFL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     elsewhere = {**environment, "PFL_CACHE": str(tmp_path / "another cache")}  # so that alignment is killed, too
-    begun = time.monotonic()
     whole = start(method, tmp_path / "whole", environment)
     output, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, output.decode()
-    length = time.monotonic() - begun
+    length = happened(tmp_path / "whole")
     dice = random.Random(f"kill {method}")
     hit = 0
     process = start(method, tmp_path / "killed", elsewhere)
     for _ in range(2):
         wait_for_a_run(tmp_path / "killed", process)
-        time.sleep(dice.uniform(0.0, 0.5) * length)
+        wait_for_events(tmp_path / "killed", process, happened(tmp_path / "killed") + dice.uniform(0.0, 0.4) * length)
+        time.sleep(dice.uniform(0.0, 0.1))
         hit += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -92,3 +92,14 @@ def wait_for_a_run(out: Path, process: subprocess.Popen[bytes]) -> None:
     while not (out / "run.json").exists():
         assert process.poll() is None, process.stdout.read().decode() if process.stdout else ""
         time.sleep(0.05)
+
+
+def happened(out: Path) -> int:
+    """How many events a run has written down. Unlike seconds, they do not depend on what else the machine does."""
+    journal = out / "events.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def wait_for_events(out: Path, process: subprocess.Popen[bytes], count: float) -> None:
+    while happened(out) < count and process.poll() is None:
+        time.sleep(0.02)
