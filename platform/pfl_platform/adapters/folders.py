@@ -71,7 +71,7 @@ class AdapterFolder:
         try:
             return Delta(up, down, self.scale(module), name=f"{self.name}: {module}")
         except UserError as error:
-            raise UserError(f"{self.path}: {error}") from None
+            raise UserError(f"{self.path}: {error} `merge --drop-bad` leaves such adapters out.") from None
 
     def tensor(self, key: str) -> Tensor:
         with safe_open(str(self.path / WEIGHTS), framework="pt") as file:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pfl_platform.cli.output import console, print_json
 from pfl_platform.errors import UserError
 from pfl_platform.plugins import PluginManager
+from pfl_platform.report.units import counted
 from pfl_platform.settings import assignment
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def merge(order: Order, *, json: bool, quiet: bool) -> None:
         console().print(note)
     if not quiet:
         table(report)
-    console().print(f"Merged {len(job.adapters)} adapters into {job.out} ({REPORT} and {picture.name} beside it).")
+    merged = counted(len(job.adapters), "adapter")
+    console().print(f"Merged {merged} into {job.out} ({REPORT} and {picture.name} beside it).")
 
 
 def rule(order: Order) -> Merger:
