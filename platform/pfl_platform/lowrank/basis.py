@@ -9,14 +9,14 @@ ranks) has the same U and S, and `V_k^T = S^-1 U^T D_k` stays factored.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from pfl_platform.errors import UserError, nearest
-from pfl_platform.lowrank.decompose import numerical_rank, rounding, tolerance
+from pfl_platform.lowrank.decompose import SVD, numerical_rank, rounding, tolerance
 from pfl_platform.lowrank.deltas import Delta, alike, double, root, shared_precision
 from pfl_platform.lowrank.gauge import signs
 
@@ -65,6 +65,25 @@ class CommonBasis:
         else:
             up, down = columns, double(coordinates)
         return self._turned(Delta(up, down, precision=precision))
+
+    def inside(self, coordinates: Delta | Tensor, *, weighted: bool = False) -> Delta:
+        """`S X` (or X when it is weighted already): what is lifted, before the isometry U. It has the norm and the
+        singular values of the delta, (R, d_in) for the axis "output"."""
+        values = torch.ones_like(self.values) if weighted else self.values
+        precision = shared_precision(self.deltas)
+        if isinstance(coordinates, Delta):
+            up, down = (coordinates.scale * values)[:, None] * double(coordinates.up), double(coordinates.down)
+        else:
+            up, down = torch.diag(values), double(coordinates)
+        return Delta(up, down, precision=precision)
+
+    def raised(self, inside: SVD) -> SVD:
+        """The SVD of a delta, from that of what is `inside`: U is an isometry."""
+        u = self.basis @ inside.u
+        if self.axis == "output":
+            return replace(inside, u=u)
+        flips = signs(u.T)
+        return replace(inside, u=inside.vt.T * flips, vt=u.T * flips[:, None])
 
     def _turned(self, delta: Delta) -> Delta:
         return delta if self.axis == "output" else delta.T

@@ -35,6 +35,11 @@ class Space(ABC):
         """Whether results are dense matrices only."""
         return False
 
+    @property
+    def parts(self) -> int:
+        """How many operands a module has."""
+        return 1
+
     @abstractmethod
     def operands(self, inputs: Inputs, module: str, index: int) -> tuple[Operand, ...]: ...
 
@@ -44,8 +49,7 @@ class Space(ABC):
 
     def field(self, inputs: Inputs) -> Field:
         """All operands of a merge."""
-        step = len(self.operands(inputs, inputs.modules[0], 0))
-        places = {module: step * number for number, module in enumerate(inputs.modules)}
+        places = {module: self.parts * number for number, module in enumerate(inputs.modules)}
         return Field(inputs, lambda module: self.operands(inputs, module, places[module]))
 
 
@@ -94,6 +98,10 @@ class FactorSpace(Space):
     alone. With `previous` the factors that the clients started from are taken off first and added again."""
 
     previous: bool = False
+
+    @property
+    def parts(self) -> int:
+        return 2
 
     def check(self, inputs: Inputs) -> None:
         super().check(inputs)
