@@ -73,7 +73,7 @@ def planned(order: Order, merger: Merger) -> tuple[Job, list[str]]:
     """Opens the adapters; says what was left out."""
     import torch
 
-    from pfl_platform.adapters.folders import open_adapter
+    from pfl_platform.adapters.folders import distinct, open_adapter
     from pfl_platform.adapters.merge import Job, without_bad
 
     if order.threads is not None:
@@ -97,19 +97,6 @@ def planned(order: Order, merger: Merger) -> tuple[Job, list[str]]:
         notes.append("Only one adapter was given: the rule is applied to it alone.")
     normalised = tuple(share / total for share in shares)
     return Job(tuple(found), merger, normalised, order.out, order.rank or 0, order.backbone, order.seed), notes
-
-
-def distinct(paths: Sequence[Path]) -> list[str]:
-    """Names by which a reader tells the folders apart: the last part of the path, with as many before it as needed."""
-    resolved = [path.resolve() for path in paths]
-    if len(set(resolved)) < len(resolved):
-        twice = next(path for path in resolved if resolved.count(path) > 1)
-        raise UserError(f"{twice} is given twice.")
-    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
-        names = ["-".join(part for part in path.parts[-depth:] if part != path.anchor) for path in resolved]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in resolved]
 
 
 def weights(text: str | None, count: int) -> list[float]:

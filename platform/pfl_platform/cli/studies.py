@@ -139,6 +139,26 @@ def evaluate(
 
 
 @studies.command()
+def score(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="ADAPTER...", help="Folders that peft or `merge` has saved, or with one for each client."
+        ),
+    ],
+    split: Annotated[str | None, typer.Option("--split", help="Whose samples; default: as the run does.")] = None,
+    json: Json = False,
+    markdown: Markdown = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score saved adapters, a merged one for example, on the own tasks of a run's clients."""
+    from pfl_platform.cli import scoring
+
+    scoring.score(run, adapters, split, form_of(json, markdown), quiet)
+
+
+@studies.command()
 def sweep(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name of `list recipes`, or a YAML file.")],
     grids: Annotated[list[str], typer.Argument(metavar="KEY=A,B,C...", help="Settings and the values they take.")],
