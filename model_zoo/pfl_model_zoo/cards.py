@@ -31,6 +31,8 @@ class ZooCard(BaseModel):
     tokenizer: folder in this package whose tokenizer stands in where no files are read (random or shapes-only weights);
         empty for a backbone that reads no text.
     config: the model's configuration, as transformers spells it; sizes of adapters follow from it.
+    picture_tokens: positions that a picture takes in a row; 0 where none is read.
+    stand_in: the tiny backbone that takes its place where a recipe is run in small.
     options: defaults of `LoadOptions`. measured: number by name, written by the script that made the weights.
     """
 
@@ -46,6 +48,8 @@ class ZooCard(BaseModel):
     aliases: tuple[str, ...] = ()
     notes: str = ""
     tokenizer: str = ""
+    picture_tokens: int = Field(0, ge=0)
+    stand_in: str = ""
     config: dict[str, Any]
     options: dict[str, Any] = Field(default_factory=dict)
     measured: dict[str, float] = Field(default_factory=dict)

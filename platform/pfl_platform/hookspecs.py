@@ -72,6 +72,12 @@ def pfl_check_data(name: str, options: Options) -> Inventory | None:
 
 
 @hookspec(firstresult=True)
+def pfl_outline_benchmark(name: str, options: Options) -> Benchmark | None:
+    """The same benchmark without its files: clients, tasks, and as many samples as the published files hold, which
+    cannot be read (`outlines.counted_task`). For plans. Optional, in the module of a benchmark that reads files."""
+
+
+@hookspec(firstresult=True)
 def pfl_make_backbone(name: str, options: Options) -> Backbone | None:
     """A frozen foundation model, loaded. Entry points: `pfl_platform.backbones`. Asked once per process and
     backbone."""

@@ -29,6 +29,7 @@ from pfl_platform.hookspecs import KINDS, PROJECT
 from pfl_platform.validation import explain
 
 if TYPE_CHECKING:
+    from pfl_platform.data import Benchmark
     from pfl_platform.inventory import Inventory
 
 DEFAULTS = "pfl_platform.defaults"
@@ -240,6 +241,13 @@ class PluginManager:
         module = self._load(plugin)
         found: Inventory | None = self._ask("benchmark", name, options, module, hook="pfl_check_data")
         return found
+
+    def outline(self, name: str, options: Mapping[str, Any]) -> Benchmark:
+        """The benchmark of this name without its files, where it says what they hold; else the benchmark itself."""
+        plugin = find("benchmark", name)
+        module = self._load(plugin)
+        found: Benchmark | None = self._ask("benchmark", name, options, module, hook="pfl_outline_benchmark")
+        return found if found is not None else self.make("benchmark", name, options)
 
     def _ask_all(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
         """Asks every plugin of a kind for a name that none announces: an alias, such as a model's id on a hub."""

@@ -12,7 +12,8 @@ settings hold.
 
 A recipe may be a table: `rows: {label: settings}`, each laid over what the recipe says for all rows, and `grid: {key:
 values}`, by which every row is multiplied. `like: NAME` starts from another recipe's settings and rows. `published`
-holds what a paper reports; it is shown beside what was measured.
+holds what a paper reports; it is shown beside what was measured. How recipes are read: `recipe_files`; how they run in
+small: `miniature`.
 
 When several methods are compared, the first is resolved as above. The others run under its budget (`BUDGET`), with
 their own components.
@@ -20,10 +21,9 @@ their own components.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,26 @@ from pydantic import ValidationError
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError, nearest
+from pfl_platform.miniature import row_in_miniature, rows_in_miniature
 from pfl_platform.plugins import Plugin, PluginManager, available, default, find
+from pfl_platform.recipe_files import (
+    ABOUT,
+    benchmark_setting,
+    configuring,
+    find_recipe,
+    in_row,
+    recipes,
+    rows_of,
+    written_in,
+)
 from pfl_platform.settings import COMPONENTS, LISTS, Settings, assignment, lay_over, leaves, long_form, nested, read
-from pfl_platform.tuning import candidates, label
+from pfl_platform.tuning import candidates
 from pfl_platform.validation import explain
 
-ABOUT = ("summary", "citation", "note")
-"""Keys of a `default.yaml` or a recipe that describe and do not configure."""
+__all__ = [
+    "ABOUT", "BUDGET", "Request", "Resolver", "benchmark_setting", "check_client_names", "find_recipe", "in_row",
+    "method_file", "recipes", "rows_of", "written_in",
+]  # fmt: skip
 
 BUDGET = (
     "benchmark", "seed", "rounds", "local_steps", "local_epochs", "cohort", "backbones", "backbone_options",
@@ -58,6 +71,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()
     row: str | None = None  # of a recipe that is a table
+    tiny: bool = False  # the recipe's miniature
 
 
 @dataclass(frozen=True)
@@ -78,61 +92,16 @@ def method_file(plugin: Plugin) -> Path:
     return file
 
 
-def recipes() -> dict[str, list[Path]]:
-    """All installed recipes by name: `recipes/*.yaml` beside methods and benchmarks."""
-    plugins = [*available("method").values(), *available("benchmark").values()]
-    folders = sorted({folder for plugin in plugins if (folder := plugin.folder) is not None})
-    found: dict[str, list[Path]] = {}
-    for folder in folders:
-        for file in sorted((folder / "recipes").glob("*.yaml")):
-            found.setdefault(file.stem, []).append(file)
-    return found
-
-
-def find_recipe(name: str, near: Sequence[Plugin] = ()) -> Path:
-    """The file of a recipe. Of several with the same name, the one that lies with the first plugin of `near` that
-    has it."""
-    if Path(name).suffix in {".yaml", ".yml"} or os.sep in name:
-        if not Path(name).is_file():
-            raise UserError(f"The recipe {name} does not exist.")
-        return Path(name)
-    known = recipes()
-    if name not in known:
-        raise UserError(f"There is no recipe called '{name}'." + nearest(name, known))
-    for plugin in near:
-        for file in known[name]:
-            if file.parent.parent == plugin.folder:
-                return file
-    if len(known[name]) > 1:
-        files = " and ".join(str(file) for file in known[name])
-        raise UserError(
-            f"Several recipes are called '{name}': {files}; name a method or a benchmark, or give the path."
-        )
-    return known[name][0]
-
-
-def benchmark_setting(value: str, base: Path) -> Settings:
-    """`value` as the setting `benchmark`: a name, or a folder (relative to `base`) for the plugin that reads
-    folders."""
-    if not value:
-        raise UserError("The name of the benchmark is empty.")
-    looks_like_path = os.sep in value or value in {".", ".."} or value.startswith("~")
-    if not looks_like_path and (value in available("benchmark") or not (base / value).is_dir()):
-        return {"name": find("benchmark", value).name}
-    folder = base / Path(value).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"The benchmark folder {folder} does not exist.")
-    return {"name": default("benchmark-from-path").name, "options": {"path": str(folder.resolve())}}
-
-
 class Resolver:
     """Resolves requests; builds each benchmark once.
 
-    plugins: the manager that makes benchmarks, the caller's own.
+    plugins: the manager that makes benchmarks, the caller's own. outlined: benchmarks that read files are made without
+    them, for plans.
     """
 
-    def __init__(self, plugins: PluginManager) -> None:
+    def __init__(self, plugins: PluginManager, *, outlined: bool = False) -> None:
         self._plugins = plugins
+        self._outlined = outlined
         self._made: dict[str, Benchmark] = {}
 
     def resolve(self, request: Request) -> RunConfig:
@@ -144,10 +113,10 @@ class Resolver:
         top = _merged(asked)
         method = find("method", self._method(top))
         own = read(method_file(method))
-        named = Layer(f"the defaults of {method.name}", long_form(_configuring(own)))
+        named = Layer(f"the defaults of {method.name}", long_form(configuring(own)))
         choice = _merged([named, *asked]).get("benchmark") or {}
         choice = choice if "name" in choice else {**choice, "name": default("benchmark").name}
-        benchmark = self._benchmark(choice)
+        benchmark = self.benchmark(choice)
         proposed, preset = _with_preset(benchmark.defaults, method.name)
         name = choice["name"]
         layers = [
@@ -216,7 +185,7 @@ class Resolver:
         layers: list[Layer] = []
         if request.recipe is not None:
             file = self._recipe(request)
-            written = in_row(file, request.row)
+            written = row_in_miniature(file, request.row) if request.tiny else in_row(file, request.row)
             owner = written.get("method")
             if not isinstance(owner, str | None):
                 raise UserError(f"The recipe {file} names the method {owner!r}, which is no name.")
@@ -233,7 +202,10 @@ class Resolver:
 
     def rows(self, request: Request) -> list[str]:
         """The labels of a recipe's rows; [] where the recipe is no table."""
-        return list(rows_of(written_in(self._recipe(request)))) if request.recipe is not None else []
+        if request.recipe is None:
+            return []
+        file = self._recipe(request)
+        return rows_in_miniature(file) if request.tiny else list(rows_of(written_in(file)))
 
     def _recipe(self, request: Request) -> Path:
         near: list[Plugin] = []
@@ -250,61 +222,13 @@ class Resolver:
             raise UserError("No method is named; name one with --plugin, or a recipe that names one with --recipe.")
         return str(top["method"])
 
-    def _benchmark(self, choice: Settings) -> Benchmark:
-        key = repr(choice)
+    def benchmark(self, choice: Mapping[str, Any]) -> Benchmark:
+        """The benchmark of this name and these options."""
+        key = repr({"name": choice["name"], "options": choice.get("options", {})})
         if key not in self._made:
-            self._made[key] = self._plugins.make("benchmark", choice["name"], choice.get("options", {}))
+            make = self._plugins.outline if self._outlined else partial(self._plugins.make, "benchmark")
+            self._made[key] = make(choice["name"], choice.get("options", {}))
         return self._made[key]
-
-
-def written_in(file: Path, reading: tuple[Path, ...] = ()) -> Settings:
-    """The settings of a recipe's file, laid over those of the recipe that it is `like`, with `rows` and `grid`."""
-    if file in reading:
-        raise UserError(f"The recipe {file} is like itself, by way of {', '.join(path.name for path in reading)}.")
-    own = _configuring(read(file))
-    if isinstance(own.get("benchmark"), str):
-        own["benchmark"] = benchmark_setting(own["benchmark"], file.parent)
-    for table in ("rows", "grid"):
-        if not isinstance(own.get(table, {}), Mapping):
-            raise UserError(f"The recipe {file} must hold {table} by name.")
-    if (like := own.pop("like", None)) is None:
-        return own
-    near = file.parent / f"{like}.yaml"
-    first = written_in(near if near.is_file() else find_recipe(str(like)), (*reading, file))
-    return lay_over(long_form(first), long_form(own))
-
-
-def rows_of(written: Mapping[str, Any]) -> dict[str, Settings]:
-    """Label -> settings of every row, multiplied by the grid."""
-    found: dict[str, Settings] = {}
-    grid = {key: list(values) for key, values in (written.get("grid") or {}).items()}
-    for name, settings in (written.get("rows") or {}).items():
-        for values in product(*grid.values()):
-            chosen = dict(zip(grid, values, strict=True))
-            title = ", ".join([str(name), *([label(chosen)] if chosen else [])])
-            row = long_form(_configuring(settings or {}))
-            for key, value in chosen.items():
-                row = lay_over(row, nested(key, value))
-            found[title] = {"label": title, **row}
-    return found
-
-
-def in_row(file: Path, row: str | None) -> Settings:
-    """What a recipe says of one row; of all, where it is no table."""
-    written = written_in(file)
-    rows = rows_of(written)
-    common = {key: value for key, value in written.items() if key not in ("rows", "grid")}
-    if row is None and rows:
-        raise UserError(f"The recipe {file.stem} is a table of {len(rows)} rows; name one with --row.")
-    if row is None:
-        return common
-    if row not in rows:
-        raise UserError(f"The recipe {file.stem} has no row '{row}'." + nearest(row, rows))
-    return lay_over(long_form(common), rows[row])
-
-
-def _configuring(settings: Settings) -> Settings:
-    return {key: value for key, value in settings.items() if key not in ABOUT}
 
 
 def _with_preset(settings: Mapping[str, Any], method: str | None) -> tuple[Settings, Settings]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -87,12 +89,18 @@ def read(file: Path) -> Settings:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The file {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    value = parse(text, str(file))
+    value = deepcopy(_parsed(text, str(file)))
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f"The file {file} must hold settings by name, such as `rounds: 20`.")
     return value
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, where: str) -> Any:
+    """A table's rows are read one by one, and YAML is slow. Nobody may change what is returned."""
+    return parse(text, where)
 
 
 def choice(value: Any, what: str) -> Settings:

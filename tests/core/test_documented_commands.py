@@ -24,6 +24,18 @@ LESS = {
     "cka": ["--size", "8", "--out", "cka.png"],
     "line": ["--points", "2"],
     "sweep": ["-p", "sft", "--seeds", "1", *SMALL],
+    "reproduce": [
+        "--row",
+        "SFT",
+        "--seeds",
+        "1",
+        "--threads",
+        "1",
+        "--set=rounds=1",
+        "--set=local_steps=1",
+        "--set=evaluation.items=1",
+    ],
+    "assign": SMALL,
 }
 """What makes a command small enough for a test, added behind it."""
 
@@ -39,6 +51,8 @@ def filled(line: str, folder: Path) -> list[str]:
     names = {
         "ADAPTER...": "one/adapters/client-0 one/adapters/client-1", "RUN...": "one", "RUN": "one", "C": "client-0",
         "N": "1", "RECIPE": "demo", "KEY=A,B,C": "training.lr=0.001,0.002", "DIR": str(folder / "new"),
+        "DIR...": "one", "FILE": str(folder / "file"), "PAPER/TABLE": "fedmosaic/table2-drake",
+        "BENCHMARK": "drake-synth", "A,B": "tiny-llava-llama-s,tiny-llava-qwen-s",
     }  # fmt: skip
     words = re.sub(r"[\[\]]", "", line).split()[1:]
     return shlex.split(" ".join(names.get(word, word) for word in words)) + LESS.get(words[0], [])
@@ -54,7 +68,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_they_are_many() -> None:
     assert {line.split()[1] for line in commands()} >= {
-        "resume", "show", "compare", "evaluate", "sweep", "adapt", "line", "cka", "merge",
+        "resume", "show", "compare", "evaluate", "sweep", "adapt", "line", "cka", "merge", "reproduce", "assign",
+        "leaderboard",
     }  # fmt: skip
 
 

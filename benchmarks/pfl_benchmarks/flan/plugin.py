@@ -35,3 +35,15 @@ def pfl_check_data(name: str, options: Mapping[str, Any]) -> Inventory | None:
     from pfl_benchmarks.flan.check import check
 
     return check(name, settings)
+
+
+@hookimpl
+def pfl_outline_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | None:
+    """The clients and the published numbers of samples, without the files."""
+    if name not in SETS:
+        return None
+    settings = FlanOptions.model_validate(options)
+
+    from pfl_benchmarks.flan.outline import outline
+
+    return outline(name, settings)

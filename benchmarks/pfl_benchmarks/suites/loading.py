@@ -75,21 +75,37 @@ def suite(name: str, options: SuiteOptions) -> Suite:
     """Who has what, and where it lies; no record is read."""
     root = locate(name, options)
     if options.scenario is None:
-        clients = sheet.clients(name, order=options.order, preset=options.preset, metric=options.metric)
+        clients = built_in(name, options)
     else:
         if options.preset is not None or options.order != "published":
             raise UserError("A scenario file says itself who has what; leave out 'preset' and 'order'.")
-        clients = read_scenario(find_scenario(root, options.scenario))
-    if options.models == "tiny":
-        small = sheet.tiny(dict.fromkeys(client.model_id for client in clients))
-        clients = tuple(replace(client, model_id=small[client.model_id]) for client in clients)
+        clients = with_models(read_scenario(find_scenario(root, options.scenario)), options)
     source: Source | None = None
     if isinstance(options, LargeOptions):
         source = FedDpaFiles(root, options)
+    clients = examined_in(clients, options)
     if isinstance(options, ScopeOptions):
-        clients = examined(clients, options)
         source = ScopeFiles(root, clients, options)
     return Suite(name, root, clients, sheet.unseen(name) if options.unseen else (), source)
+
+
+def built_in(name: str, options: SuiteOptions) -> tuple[ScenarioClient, ...]:
+    """The clients of the published scenario in one of its orders, with the models that the options ask for."""
+    clients = sheet.clients(name, order=options.order, preset=options.preset, metric=options.metric)
+    return with_models(clients, options)
+
+
+def with_models(clients: tuple[ScenarioClient, ...], options: SuiteOptions) -> tuple[ScenarioClient, ...]:
+    """The clients with the published models, or with small ones in their places."""
+    if options.models != "tiny":
+        return clients
+    small = sheet.tiny(dict.fromkeys(client.model_id for client in clients))
+    return tuple(replace(client, model_id=small[client.model_id]) for client in clients)
+
+
+def examined_in(clients: tuple[ScenarioClient, ...], options: SuiteOptions) -> tuple[ScenarioClient, ...]:
+    """The clients, with tasks scored as the tests that the options ask for."""
+    return examined(clients, options) if isinstance(options, ScopeOptions) else clients
 
 
 def load(name: str, options: SuiteOptions) -> FolderBenchmark:

@@ -26,6 +26,9 @@ class SuiteOptions(ReadingOptions):
     models: Literal["published", "tiny"] = Field(
         "published", description="tiny: the zoo's small backbones in the places of the published models"
     )
+    stand_in: str | None = Field(
+        None, description="a benchmark whose clients' tasks take the places of the published ones; results say so"
+    )
     metric: str | None = Field(None, description="another metric for open-ended tasks, such as RougeL")
     missing: Literal["refuse", "skip"] = Field(
         "refuse", description="skip: leave out tasks without files, and clients without tasks; results say so"

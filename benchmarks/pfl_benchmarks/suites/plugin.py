@@ -19,6 +19,10 @@ def pfl_make_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | Non
     if name not in OPTIONS:
         return None
     settings = OPTIONS[name].model_validate(options)
+    if settings.stand_in is not None:
+        from pfl_benchmarks.suites.standing_in import standing_in
+
+        return standing_in(name, settings)
 
     from pfl_benchmarks.suites.loading import load
 
@@ -35,3 +39,15 @@ def pfl_check_data(name: str, options: Mapping[str, Any]) -> Inventory | None:
     from pfl_benchmarks.suites.check import check
 
     return check(name, settings)
+
+
+@hookimpl
+def pfl_outline_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark | None:
+    """The clients and the published numbers of samples, without the files."""
+    if name not in OPTIONS:
+        return None
+    settings = OPTIONS[name].model_validate(options)
+
+    from pfl_benchmarks.suites.outline import outline
+
+    return outline(name, settings)

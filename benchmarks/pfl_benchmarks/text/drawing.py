@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pfl_benchmarks.text.options import TextOptions
 from pfl_platform.data import ClientData, Kind, Sample, TaskData
 from pfl_platform.errors import UserError
+from pfl_platform.outlines import counted_task
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,18 @@ def draw(pool: Pool, options: TextOptions, benchmark: str, parts: int = 1) -> li
         )
         for part in range(parts)
     ]
+
+
+def counted(name: str, metric: str, official: tuple[int, int], options: TextOptions, parts: int = 1) -> TaskData:
+    """What `draw` would give one of `parts` clients, by the numbers of samples in the published files (train, test)."""
+    train, test = (official[0] - options.validation_size) // parts, official[1]
+    return counted_task(
+        name,
+        metric,
+        min(train, options.train_size or train),
+        min(test, options.test_size or test),
+        validation=options.validation_size,
+    )
 
 
 def notes_on(pools: Iterable[Pool], options: TextOptions, official: tuple[int, int] | None = None) -> tuple[str, ...]:

@@ -123,12 +123,7 @@ class Host:
         """Numbers in the linear maps of the blocks and of the head: what a token is multiplied with. Embeddings are
         only looked up, and a vision tower runs once per picture; neither counts here. Both sides of an encoder-decoder
         do, though a token passes one of them."""
-        backbone = self.backbone
-        paths = [f"{block}.{linear}" for block in backbone.blocks for linear in backbone.linears_in(block)]
-        modules = [backbone.module(path) for path in paths]
-        modules = [module.base if isinstance(module, SlotLayer) else module for module in modules]
-        modules.append(backbone.module(backbone.head))
-        return sum(int(cast(Tensor, module.weight).numel()) for module in modules)
+        return linear_values(self.backbone)
 
     def load(self, tensors: Tensors) -> None:
         """Copies every tensor whose key is live; keys that are not (moments, counts) are left alone."""
@@ -250,6 +245,15 @@ class Host:
                 yield
         finally:
             control.mix, control.mask, control.rng = before
+
+
+def linear_values(backbone: Backbone) -> int:
+    """See `Host.linear_values`."""
+    paths = [f"{block}.{linear}" for block in backbone.blocks for linear in backbone.linears_in(block)]
+    modules = [backbone.module(path) for path in paths]
+    modules = [module.base if isinstance(module, SlotLayer) else module for module in modules]
+    modules.append(backbone.module(backbone.head))
+    return sum(int(cast(Tensor, module.weight).numel()) for module in modules)
 
 
 def factored(dense: Tensor | None) -> Factors | None:

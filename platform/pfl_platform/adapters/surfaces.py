@@ -235,6 +235,12 @@ class AdapterType(ABC):
     def trainable(self, slot: str) -> Keys:
         """The keys of a slot that training may change."""
 
+    def sizes(self, backbone: Backbone) -> Mapping[str, int]:
+        """`site/part` -> how many values, of a slot's params that train, for plans. Found by making first params; an
+        adapter that knows it from the shapes alone says so."""
+        trained, first = self.trainable("form"), self.initial(backbone, "form", 0)
+        return {key.partition("/")[2]: tensor.numel() for key, tensor in first.items() if key in trained}
+
     def signature(self) -> Mapping[str, Any]:
         """What must be equal between clients whose params are combined (rank, number of blocks ...)."""
         return {}

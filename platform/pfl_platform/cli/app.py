@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pfl_platform import __version__
+from pfl_platform.cli import typed
 from pfl_platform.cli.arguments import (
     Data,
     EngineName,
@@ -25,6 +26,7 @@ from pfl_platform.cli.arguments import (
 )
 from pfl_platform.cli.files import files
 from pfl_platform.cli.output import complain, form_of
+from pfl_platform.cli.papers import papers
 from pfl_platform.cli.studies import studies
 from pfl_platform.errors import UserError
 
@@ -37,10 +39,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(studies)
+app.add_typer(papers)
 app.add_typer(files, name="data")
-
-_words: list[str] = []
-"""The command as it was typed; processes that it starts carry out the same."""
 
 
 def _version(asked: bool) -> None:
@@ -152,7 +152,7 @@ def run(
     if print_config:
         running.print_plan(budgets.foreseen(plan, budget))
         return
-    running.start(plan, out, quiet, budget, Ask(_words, ranks, gpus, hostfile))
+    running.start(plan, out, quiet, budget, Ask(typed.words(), ranks, gpus, hostfile))
 
 
 @app.command()
@@ -168,7 +168,7 @@ def resume(
     from pfl_platform.cli import running
     from pfl_platform.cli.launching import Ask
 
-    running.resume(run, quiet, Ask(_words, ranks, gpus, hostfile))
+    running.resume(run, quiet, Ask(typed.words(), ranks, gpus, hostfile))
 
 
 @app.command()
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 1 (a run stopped), 2 (bad input), 130 or 143 (a signal)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    _words[:] = words
+    typed.take(words)
     command = typer.main.get_command(app)
     try:
         code = command.main(words, prog_name="pfl-platform", standalone_mode=False)

@@ -204,8 +204,15 @@ def _check(runs: Plan) -> None:
             checked.append(one)
 
 
-def resume(folder: Path, quiet: bool, ask: Ask | None = None) -> None:
-    """Finishes what is unfinished in a run folder, or in a folder of several runs."""
+def lay_out(runs: Plan, folder: Path) -> None:
+    """Writes the plan of several runs into a new folder, after checking them all; `resume` carries it out."""
+    _refuse_used(folder)
+    _check(runs)
+    _write_plan(runs, folder)
+
+
+def resume(folder: Path, quiet: bool, ask: Ask | None = None, show: bool = True) -> None:
+    """Finishes what is unfinished in a run folder, or in a folder of several runs. show: print their results."""
     if not folder.is_dir():
         raise UserError(f"There is no run folder {folder}.")
     if not (folder / PLAN_FILE).is_file():
@@ -228,7 +235,7 @@ def resume(folder: Path, quiet: bool, ask: Ask | None = None) -> None:
     if not runs:
         raise UserError(f"The file {folder / PLAN_FILE} was changed: it names no run.")
     launching.carry_out(
-        list(runs.values()), ask or Ask(()), folder, lambda carrier: _carry_out(runs, folder, quiet, carrier)
+        list(runs.values()), ask or Ask(()), folder, lambda carrier: _carry_out(runs, folder, quiet, carrier, show)
     )
 
 
@@ -256,7 +263,7 @@ def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], 
         note(f"drawn: {file}")
 
 
-def _carry_out(runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None) -> None:
+def _carry_out(runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None, show: bool = True) -> None:
     results, together = [], _together(carrier)
     with _stoppable(folder):
         from pfl_platform.federation import session
@@ -270,7 +277,7 @@ def _carry_out(runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = 
                 results.append(session.resume(run, quiet=quiet, carrier=carrier))
             else:
                 results.append(session.run(config, run, quiet=quiet, carrier=carrier))
-    if not together.leads:
+    if not together.leads or not show:
         return
     print_results(results)
     print(f"The {'runs are' if len(runs) > 1 else 'run is'} in {folder}.")

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pfl_platform.engines.worker import Worker
-from pfl_platform.federation.rounds import context, drive, one_round, prepare
+from pfl_platform.federation.components import Federation
+from pfl_platform.federation.rounds import context, drive, one_round, prepare, trains
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.ledger.sampling import FlopMeter, Pass
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.testing.bench import Bench
+
+SAMPLED = 61
+"""Rounds of a planned run that are asked for their phases."""
 
 
 @dataclass
@@ -48,14 +52,28 @@ class Turn:
 
 @dataclass(frozen=True)
 class Trace:
-    """One method's second round (the first has no reply yet). clients: by client id. server: all other actors."""
+    """One method's second round (the first has no reply yet). clients: by client id. server: all other actors.
+    prepared: what ran before round 0. trained: how many rounds like the traced one a client trains in, by its phases.
+    """
 
     setup: Setup
     clients: Mapping[str, Turn]
     server: Turn
     before: Sequence[Task]  # of preparation
+    prepared: Turn
     sending: int  # in how many rounds a client sends, of `rounds`
     rounds: int
+    trained: float
+
+
+class Watch(FlopMeter):
+    """A meter that books passes alone: no dry row is run, and nothing is counted."""
+
+    def known(self, kind: tuple[str, ...]) -> bool:
+        return True
+
+    def book(self, kind: tuple[str, ...], tokens: int) -> None:
+        return
 
 
 def always(meter: FlopMeter) -> Callable[[], FlopMeter]:
@@ -72,7 +90,7 @@ class _Recorder:
     def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
         outcomes = {}
         for task in tasks:
-            meter = FlopMeter()
+            meter = Watch()
             self.worker.place.meter = always(meter)
             outcomes[task.actor] = self.worker.execute(task)
             self.done.append((task, meter))
@@ -95,6 +113,9 @@ def trace(
     recorder = _Recorder(worker)
     progress = drive(prepare(fed, setup.parts), recorder)
     before = [task for task, _ in recorder.done]
+    prepared = Turn()
+    for task, meter in recorder.done:
+        prepared.add(task, meter, ())
     for index in range(2):
         recorder.done.clear()
         progress = drive(one_round(fed, setup.parts, progress, index), recorder).progress
@@ -106,4 +127,14 @@ def trace(
         turn.add(task, meter, list(worker.host(task.backbone).params))
     objective, first = setup.parts.objective, fed.clients[0]
     sending = sum(objective.uploads(context(fed, first, index)) for index in range(rounds)) if setup.parts.up else 0
-    return Trace(setup, turns, server, before, sending, rounds)
+    return Trace(setup, turns, server, before, prepared, sending, rounds, _trained(fed, setup, rounds))
+
+
+def _trained(fed: Federation, setup: Setup, rounds: int) -> float:
+    """Rounds by what a client trains in them, over the traced one. Of many rounds some are asked, evenly spread."""
+
+    def amount(index: int) -> int:
+        return sum(phase.amount for phase in trains(context(fed, fed.clients[0], index), setup.parts))
+
+    asked = sorted({round(place * (rounds - 1) / (SAMPLED - 1)) for place in range(SAMPLED)})
+    return sum(map(amount, asked)) / len(asked) * rounds / max(1, amount(1))

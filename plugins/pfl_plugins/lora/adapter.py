@@ -79,6 +79,15 @@ def initial_lora(sites: Sequence[Site], slot: str, seed: int, rank: int) -> dict
     return params
 
 
+def sizes_of(sites: Sequence[Site], rank: int) -> dict[str, int]:
+    """Values of A and B at every site."""
+    return {
+        f"{site.name}/{part}": rank * width
+        for site in sites
+        for part, width in (("A", site.in_features), ("B", site.out_features))
+    }
+
+
 class Lora(AdapterType):
     """LoRA with one rank everywhere."""
 
@@ -103,6 +112,9 @@ class Lora(AdapterType):
 
     def trainable(self, slot: str) -> Keys:
         return Keys(f"{slot}/*/A", f"{slot}/*/B")
+
+    def sizes(self, backbone: Backbone) -> Mapping[str, int]:
+        return sizes_of(self.sites(backbone), self.config.r)
 
     def signature(self) -> Mapping[str, Any]:
         config = self.config

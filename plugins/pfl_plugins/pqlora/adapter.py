@@ -12,7 +12,15 @@ from pfl_platform.adapters.host import FROZEN
 from pfl_platform.adapters.surfaces import AdapterType, Control, Keys, Site, Slot, SlotLayer
 from pfl_platform.backbones import Backbone
 from pfl_platform.rng import torch_rng
-from pfl_plugins.lora.adapter import check_rank, initial_lora, inject, install_lora, linear_sites, replace_module
+from pfl_plugins.lora.adapter import (
+    check_rank,
+    initial_lora,
+    inject,
+    install_lora,
+    linear_sites,
+    replace_module,
+    sizes_of,
+)
 from pfl_plugins.lora.config import chosen
 from pfl_plugins.pqlora.config import Config
 from pfl_plugins.pqlora.placement import pq_layers
@@ -94,6 +102,15 @@ class PQLora(AdapterType):
 
     def trainable(self, slot: str) -> Keys:
         return Keys(*(f"{slot}/*/{part}" for part in ("A", "B", "P", "Q")))
+
+    def sizes(self, backbone: Backbone) -> Mapping[str, int]:
+        rank = self.config.r
+        square = {
+            f"{site.name}/{part}": size
+            for site in self.pq_sites(backbone)
+            for part, size in (("P", rank * rank), ("Q", rank))
+        }
+        return {**sizes_of(self.lora_sites(backbone), rank), **square}
 
     def signature(self) -> Mapping[str, Any]:
         config = self.config
