@@ -163,9 +163,10 @@ class ChatCodec:
         text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
         return text.strip()
 
-    def encode(self, samples: Sequence[Sample], *, answers: bool = True) -> Encoded:
+    def encode(self, samples: Sequence[Sample], *, answers: bool = True, pixels: bool = True) -> Encoded:
         """A batch, on the CPU. input_ids, attention_mask, labels: int64 (rows, positions); pixel_values: float32
-        (pictures, 3, size, size), there when the batch shows pictures, row after row in the order of their marks."""
+        (pictures, 3, size, size), there when the batch shows pictures, row after row in the order of their marks;
+        without `pixels` they are left unread."""
         rows = [self._row(sample, answers) for sample in samples]
         width = max(len(row.ids) for row in rows)
         ids = np.full((len(rows), width), self.specials.pad, dtype=np.int64)
@@ -181,10 +182,11 @@ class ChatCodec:
         pictures = [
             picture for sample, row in zip(samples, rows, strict=True) for picture in sample.pictures[: row.pictures]
         ]
-        if pictures and self.reader is not None:
+        if pictures and pixels and self.reader is not None:
             inputs["pixel_values"] = self.reader.batch(pictures)
         spans = PaddedSpans([row.spans for row in rows], left=not answers)
-        return Encoded(inputs, torch.from_numpy(labels), spans, [row.text for row in rows])
+        unread = () if pixels else pictures
+        return Encoded(inputs, torch.from_numpy(labels), spans, [row.text for row in rows], pictures=unread)
 
     def _row(self, sample: Sample, answers: bool) -> _Row:
         turns = [(turn.human, turn.answer) for turn in sample.turns]

@@ -44,6 +44,8 @@ class PictureReader:
     ) -> None:
         self.size = size
         self.patch = patch
+        self.about = {"size": size, "mean": [*mean], "std": [*std], "resample": resample}
+        """What decides the pixels beside the picture."""
         self.resample = resample
         self.fill = tuple(int(channel * 255) for channel in mean)
         self._scale = (1.0 / (255.0 * torch.tensor(std))).reshape(1, 3, 1, 1)

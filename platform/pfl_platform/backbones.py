@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from pfl_platform.data import Sample
+from pfl_platform.data import Picture, Sample
 
 IGNORE = -100
 """Label of a position that is not supervised."""
+
+FEATURES = "picture_features"
+"""Input of a batch whose pictures were read by the frozen part already; see `Sight`."""
 
 Span = tuple[int, int]
 """Half-open range of characters in a row's text; (-1, -1) for padding and marks that stand for no character."""
@@ -38,6 +41,7 @@ class Encoded:
         what it reads. All backbones render a sample to the same text, so spans match positions across tokenizers.
     values: float32 (rows,), the number that a row is to be given, NaN where it has a class instead; None when all rows
         have one. See `answer_loss`.
+    pictures: those that `inputs` leaves unread, row after row in the order of their marks; see `Sight`.
     """
 
     inputs: Mapping[str, Tensor]
@@ -45,10 +49,19 @@ class Encoded:
     spans: Sequence[Sequence[Span]]
     texts: Sequence[str]
     values: Tensor | None = None
+    pictures: Sequence[Picture] = ()
 
     @property
     def rows(self) -> int:
         return int(self.labels.shape[0])
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same batch on a device; nothing is copied when it is there."""
+        if all(value.device == device for value in (*self.inputs.values(), self.labels)):
+            return self
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        values = None if self.values is None else self.values.to(device)
+        return replace(self, inputs=inputs, labels=self.labels.to(device), values=values)
 
     @property
     def tokens(self) -> int:
@@ -101,6 +114,37 @@ class PieceCodec(Codec, Protocol):
         ...
 
 
+class Sight(Protocol):
+    """How a backbone's pictures become what its blocks read: by stages, each a module that reads what the one before
+    has made of one picture. What leading stages that nobody trains or adapts make of a picture is worked out once."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Paths of the modules, in the order in which a picture passes them."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Names what decides their results beside the picture: weights, how pictures are read, precision."""
+        ...
+
+    def encode(self, samples: Sequence[Sample], *, answers: bool = True) -> Encoded:
+        """As the codec does, with the pictures unread in `Encoded.pictures`."""
+        ...
+
+    def pixels(self, picture: Picture) -> Tensor:
+        """One picture as the first stage reads it, on the CPU, (1, ...)."""
+        ...
+
+    def run(self, model: nn.Module, values: Tensor, first: int, last: int) -> Tensor:
+        """Takes pictures (pictures, ...) through the stages `first` to `last - 1`."""
+        ...
+
+    def arguments(self, features: Tensor) -> Mapping[str, Any]:
+        """What the model's forward is given in place of pixels, when all stages are done: (pictures, tokens, d)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Card:
     """What is known of a backbone without loading it."""
@@ -131,6 +175,7 @@ class Backbone:
     rows_apart: whether a row of a batch goes through the model as it would alone, and the adapted maps read (rows,
         positions, size). Where not (statistics over a batch, rows that are packed or flattened), gradients of single
         samples are found one at a time.
+    sight: how pictures pass the frozen part, where the family lets their features be kept.
     """
 
     card: Card
@@ -146,6 +191,7 @@ class Backbone:
     fresh_head: tuple[str, ...] = ()
     answer_side: tuple[str, ...] = ()
     rows_apart: bool = True
+    sight: Sight | None = None
 
     @property
     def name(self) -> str:

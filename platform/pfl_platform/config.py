@@ -72,6 +72,20 @@ class Evaluation(Section):
     split: Literal["test", "validation"] = "test"
 
 
+class Features(Section):
+    """What is kept of what the frozen part of a backbone makes of a picture. Decides how long a run takes, and none of
+    its results."""
+
+    memory_mb: int = Field(256, ge=0, le=LARGEST, description="MiB in memory, in each process; 0: none")
+    disk_mb: int = Field(
+        1024,
+        ge=0,
+        le=LARGEST,
+        description="MiB on disk, in the folder `features` of PFL_CACHE (else ~/.cache/pfl-platform), of all runs "
+        "together; 0: none is read or written",
+    )
+
+
 class Public(Section):
     """The public set."""
 
@@ -176,6 +190,7 @@ class RunConfig(Section):
     )
     public: Public = Field(default_factory=Public)
     engine: EngineOptions = Field(default_factory=EngineOptions)
+    features: Features = Field(default_factory=Features)
 
     @field_validator("start")
     @classmethod

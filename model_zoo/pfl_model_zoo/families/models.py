@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from pfl_model_zoo.cards import LINEARS, PACKAGE, ZooCard
 from pfl_model_zoo.codec import ChatCodec, Specials
 from pfl_model_zoo.families.files import describing_files, digest_of, locate, weight_files
+from pfl_model_zoo.families.sight import sight_of
 from pfl_model_zoo.options import LoadOptions
 from pfl_model_zoo.pictures import PictureReader
 from pfl_platform.backbones import Backbone
@@ -254,6 +255,7 @@ def assemble(
         head="lm_head",
         last_linear=f"{blocks[-1]}.mlp.down_proj",
         digest=digest,
+        sight=None if reader is None else sight_of(model, codec, digest),
     )
 
 

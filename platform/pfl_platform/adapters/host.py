@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -26,13 +27,17 @@ from pfl_platform.adapters.surfaces import (
     SlotLayer,
     Tensors,
 )
-from pfl_platform.backbones import Backbone
+from pfl_platform.backbones import FEATURES, Backbone, Encoded
+from pfl_platform.data import Sample
+from pfl_platform.features.shelf import Keeper, Shelf, frozen_stages
 
 FROZEN = "frozen"
 """Slot name of params that all slots of a backbone share."""
 BASE = "base"
 """Slot name of a delta that is always on, whatever the mix; dense, one per backbone."""
 _LAID = "laid"  # no address: whatever base comes next, it is loaded
+SMALL = 256 << 20
+"""Bytes of adapted maps up to which `Host.merging` holds a second copy of them."""
 RESOLUTION = 1e-6
 """Singular values of a base this small, relative to the largest, are rounding errors of float32."""
 BACKBONE = "backbone"
@@ -56,8 +61,10 @@ class Host:
         mixes: Mapping[str, MixFactory] | None = None,
         *,
         whole: bool = False,
+        keeper: Keeper | None = None,
     ) -> None:
         self.backbone = backbone
+        self._keeper = keeper or Keeper()
         self.control = Control()
         self.layers: Mapping[str, SlotLayer] = {}
         self._own_heads: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
@@ -78,6 +85,10 @@ class Host:
             self._collect_heads([slot.name for slot in slots if slot.head])
         for tensor in self.params.values():
             tensor.requires_grad_(False)
+        sites = [layer.site.path for layer in self.layers.values()]
+        sight = backbone.sight
+        self.depth = 0 if sight is None or whole else frozen_stages(sight, [*sites, *backbone.task_head])
+        """How many stages of the backbone's sight nobody changes here; what they give is worked out once."""
 
     def _collect(self, slots: Sequence[str], mixes: Mapping[str, MixFactory]) -> None:
         for name, layer in self.layers.items():
@@ -124,6 +135,33 @@ class Host:
         only looked up, and a vision tower runs once per picture; neither counts here. Both sides of an encoder-decoder
         do, though a token passes one of them."""
         return linear_values(self.backbone)
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        return self._keeper.shelf(self.backbone, self.depth)
+
+    def encode(self, samples: Sequence[Sample], *, answers: bool = True, pixels: bool = False) -> Encoded:
+        """A batch on the backbone's device, with features of its pictures where stages are frozen. `pixels`: with the
+        pictures themselves, so that a pass takes them through all stages."""
+        backbone = self.backbone
+        if pixels or backbone.sight is None or not self.depth:
+            return backbone.codec.encode(samples, answers=answers).to(backbone.device)
+        encoded = backbone.sight.encode(samples, answers=answers)
+        if not encoded.pictures:
+            return encoded.to(backbone.device)
+        found = self.shelf.of(encoded.pictures)
+        return replace(encoded, inputs={**encoded.inputs, FEATURES: found}, pictures=()).to(backbone.device)
+
+    def run(self, inputs: Mapping[str, Any], **options: Any) -> Any:
+        """One pass of the model over a batch's inputs; features go through the stages that are left."""
+        backbone = self.backbone
+        features = inputs.get(FEATURES)
+        if features is None or backbone.sight is None:
+            return backbone.model(**inputs, **options)
+        sight = backbone.sight
+        seen = sight.run(backbone.model, features, self.depth, len(sight.stages))
+        rest = {name: value for name, value in inputs.items() if name != FEATURES}
+        return backbone.model(**rest, **sight.arguments(seen), **options)
 
     def load(self, tensors: Tensors) -> None:
         """Copies every tensor whose key is live; keys that are not (moments, counts) are left alone."""
@@ -227,6 +265,25 @@ class Host:
         if self.backbone.answer_side:
             return partial(self.backbone.mask, inputs=inputs)
         return inputs["attention_mask"]
+
+    @contextmanager
+    def merging(self, mix: Mix) -> Iterator[None]:
+        """Inside, passes under this mix go through one map per site, where that is the same but for rounding: a mix of
+        plain numbers, on weights in float32, whose second copy is small. Other passes must not be made inside."""
+        layers = list(self.layers.values())
+        plain = not isinstance(mix, str) and all(isinstance(weight, float | int) for weight in mix.values())
+        kinds = all(type(layer.base) is nn.Linear and layer.weight.dtype == torch.float32 for layer in layers)
+        small = sum(layer.weight.nbytes for layer in layers) <= SMALL
+        if isinstance(mix, str) or not mix or not (plain and kinds and small):
+            yield
+            return
+        try:
+            for layer in layers:
+                layer.merged = layer.merge({slot: float(weight) for slot, weight in mix.items()})
+            yield
+        finally:
+            for layer in layers:
+                layer.merged = None
 
     @contextmanager
     def mixing(

@@ -152,6 +152,7 @@ class SlotLayer(nn.Module, ABC):
         self.mixes = nn.ModuleDict()
         self.by_row: dict[str, Tensor] = {}
         self.shift: Tensor | None = None  # (d_out, d_in), added to the base map in every pass; see `Host.load_base`
+        self.merged: tuple[Tensor, Tensor | None] | None = None  # weight and bias in place of all; see `Host.merging`
         # Held in a tuple so that nn.Module does not treat it as a child.
         self._control = (control,)
 
@@ -177,6 +178,8 @@ class SlotLayer(nn.Module, ABC):
         """A slot's live params as `delta(x) = U (V x) + c`, the scale included in U and c."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.merged is not None:
+            return functional.linear(x, *self.merged)
         out: Tensor = self.base(x)
         if self.shift is not None:
             out = out + functional.linear(x.to(self.shift.dtype), self.shift).to(out.dtype)
@@ -191,6 +194,19 @@ class SlotLayer(nn.Module, ABC):
                     "backbone that mixes rows has `rows_apart=False`."
                 )
         return out + self.mixture(x, weights).to(out.dtype)
+
+    @torch.no_grad()
+    def merge(self, weights: Mapping[str, float]) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the one linear map that the base and these slots are together, in the base's dtype."""
+        weight, bias = self.weight, cast("Tensor | None", self.base.bias)
+        if self.shift is not None:
+            weight = weight + self.shift
+        for slot, part in weights.items():
+            found = self.factors(slot)
+            weight = torch.addmm(weight, found.u, found.v, alpha=part)
+            if found.c is not None:
+                bias = part * found.c if bias is None else bias + part * found.c
+        return weight, bias
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pfl_platform.data import Sample, TaskData
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.generate import CellData, Judge, to_lines
 from pfl_platform.evaluation.surfaces import Cell, CellResult, Split
+from pfl_platform.features.shelf import Keeper
 from pfl_platform.federation.tasks import Cost, Outcome, Share, Store, Task
 from pfl_platform.ledger.bytes import payload_bytes, wire_by_tensor
 from pfl_platform.ledger.memory import peak_memory, reset_peak
@@ -47,6 +48,7 @@ class Workplace:
     cell_items: Callable[[Cell, TaskData, str, Split], Sequence[Sample]]
     driver: Driver = field(default_factory=TorchDriver)
     meter: Callable[[], FlopMeter] = FlopMeter
+    keeper: Keeper = field(default_factory=Keeper)
 
 
 class Worker:
@@ -59,7 +61,7 @@ class Worker:
     def host(self, name: str) -> Host:
         if name not in self._hosts:
             place = self.place
-            self._hosts[name] = Host(place.load(name), place.adapter, place.slots, place.mixes)
+            self._hosts[name] = Host(place.load(name), place.adapter, place.slots, place.mixes, keeper=place.keeper)
             place.driver.adopt(self._hosts[name])
             self._hosts[name].load(self._first_head(name))
         return self._hosts[name]

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample
 from pfl_platform.errors import UserError
-from pfl_platform.training.view import to_device
 
 At = Literal["mean", "last"]
 """What stands for a sample in a layer: the mean over its tokens without padding, or its last token."""
@@ -112,7 +111,7 @@ def layer_similarity(
 @torch.no_grad()
 def representations(backbone: Backbone, samples: Sequence[Sample], at: At) -> list[Tensor]:
     """What leaves each block for a batch of questions, a vector per sample: per layer float32 (n, d) on the CPU."""
-    inputs = to_device(backbone.codec.encode(samples, answers=False), backbone.device).inputs
+    inputs = backbone.codec.encode(samples, answers=False).to(backbone.device).inputs
     with _leaving(backbone) as seen:
         backbone.model(**inputs)
     mask = inputs.get("attention_mask")

@@ -22,14 +22,14 @@ from pfl_platform.backbones import OneStepCodec
 from pfl_platform.data import Sample, TaskData
 from pfl_platform.evaluation.surfaces import Cell, CellResult, InferenceRecipe, Metric, Prediction
 from pfl_platform.training.surfaces import Output
-from pfl_platform.training.view import tapping, to_device
+from pfl_platform.training.view import tapping
 
 
 @torch.no_grad()
 def greedy(host: Host, samples: Sequence[Sample], passes: Sequence[Mix], max_new_tokens: int) -> list[str]:
     """The generated answer of each sample, up to its first stop token."""
     codec = host.backbone.codec
-    inputs = dict(to_device(codec.encode(samples, answers=False), host.backbone.device).inputs)
+    inputs = dict(host.encode(samples, answers=False).inputs)
     if isinstance(codec, OneStepCodec):
         return codec.read(_one_step(host, inputs, passes), samples)
     answers = _Answers(host, inputs, passes) if host.backbone.answer_side else _Continuations(host, inputs, passes)
@@ -54,7 +54,7 @@ class HostPrompts:
     def __init__(self, host: Host, samples: Sequence[Sample]) -> None:
         self._host = host
         self.backbone = host.backbone
-        self._encoded = to_device(host.backbone.codec.encode(samples, answers=False), host.backbone.device)
+        self._encoded = host.encode(samples, answers=False)
 
     @torch.no_grad()
     def forward(self, mix: Mix, taps: Sequence[str] = ()) -> Output:
@@ -64,7 +64,7 @@ class HostPrompts:
         if goes_on:
             options["position_ids"] = positions_of(inputs["attention_mask"])
         with host.mixing(mix, host.masks(inputs)), tapping(backbone, taps) as seen:
-            logits = backbone.model(**inputs, **options).logits
+            logits = host.run(inputs, **options).logits
         return Output(logits, self._encoded, seen)
 
 
@@ -73,7 +73,7 @@ def _one_step(host: Host, inputs: Mapping[str, Tensor], passes: Sequence[Mix]) -
     found = []
     for mix in passes:
         with host.mixing(mix, host.masks(inputs)):
-            found.append(host.backbone.model(**inputs).logits.float())
+            found.append(host.run(inputs).logits.float())
     return torch.stack(found).mean(dim=0)
 
 
@@ -93,7 +93,7 @@ class _Writing(ABC):
 
     def _run(self, number: int) -> Tensor:
         with self._host.mixing(self._passes[number], self.masks):
-            out = self._host.backbone.model(**self.inputs, **self._kept[number], use_cache=True)
+            out = self._host.run(self.inputs, **self._kept[number], use_cache=True)
         self._kept[number] = self.kept(out)
         last: Tensor = out.logits[:, -1].float()
         return last
@@ -169,14 +169,16 @@ class Judge:
         lengths = [_length(cells[number][2][place]) for number, place in pool]
         order = sorted(range(len(pool)), key=lengths.__getitem__)
         found: dict[int, Prediction] = {}
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            batch = [cells[number][2][place] for number, place in (pool[k] for k in chosen)]
-            passes = recipe.passes if recipe.rows is None else recipe.rows(HostPrompts(host, batch), state or {})
-            texts = greedy(host, batch, passes, self.max_new_tokens)
-            for k, sample, text in zip(chosen, batch, texts, strict=True):
-                metric = self.metrics[cells[pool[k][0]][1].metric]
-                found[k] = Prediction(sample.id, text, metric.score(text, sample))
+        one = recipe.passes[0] if recipe.rows is None and len(recipe.passes) == 1 else {}
+        with host.merging(one):
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                batch = [cells[number][2][place] for number, place in (pool[k] for k in chosen)]
+                passes = recipe.passes if recipe.rows is None else recipe.rows(HostPrompts(host, batch), state or {})
+                texts = greedy(host, batch, passes, self.max_new_tokens)
+                for k, sample, text in zip(chosen, batch, texts, strict=True):
+                    metric = self.metrics[cells[pool[k][0]][1].metric]
+                    found[k] = Prediction(sample.id, text, metric.score(text, sample))
         by_cell: dict[int, list[Prediction]] = {}
         for k, (number, _) in enumerate(pool):
             by_cell.setdefault(number, []).append(found[k])

@@ -22,6 +22,7 @@ from pfl_platform.engines.worker import Worker, Workplace
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.evaluation.generate import Judge
 from pfl_platform.evaluation.surfaces import Cell, Metric, Split
+from pfl_platform.features.shelf import Keeper, usual_folder
 from pfl_platform.federation.cells import items_of
 from pfl_platform.federation.checks import (
     check_clients,
@@ -94,6 +95,7 @@ class Setup:
                 cell_data=tasks.__getitem__,
                 cell_items=self._items,
                 driver=driver or TorchDriver(),
+                keeper=Keeper(config.features.memory_mb << 20, config.features.disk_mb << 20, usual_folder()),
             )
         )
 

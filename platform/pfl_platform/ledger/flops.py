@@ -7,7 +7,8 @@ What is in the figures of a task (`Cost.flops`, counted, and `Cost.flops_formula
 
 - both: all forward passes of training, alignment and statistics, on every backbone they run, by the tokens that are no
   padding; of passes with a gradient the way back to the params that train.
-- only counted: attention scores, the vision tower and its projector, what losses and statistics compute beside their
+- only counted: attention scores, the vision tower and its projector (in every pass, also where features of a picture
+  were kept: a method's cost does not depend on what a cache held), what losses and statistics compute beside their
   forward passes, and the padding of no batch but the shape of one row (see `sampling`).
 - only in the formula: nothing. An adapter's factors are taken as if each token met each of them once, so factors that
   slots share count once, and an encoder-decoder's blocks as if all of them read question and answer.

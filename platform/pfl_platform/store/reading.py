@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,27 @@ def tensor_names(path: Path) -> tuple[str, ...]:
     """All keys of a file, sorted, from its header alone. Errors as in `read_tensors`."""
     with path.open("rb", buffering=0) as file:
         return tuple(sorted(_header(file)[0]))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a file: its first byte and their number."""
+
+    begin: int
+    bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def places_of(path: Path) -> dict[str, Place]:
+    """The place of every tensor, by key, from the file's header alone. Errors as in `read_tensors`."""
+    with path.open("rb", buffering=0) as file:
+        entries, begin = _header(file)
+    return {
+        key: Place(begin + start, stop - start, _BY_NAME[entry["dtype"]], tuple(entry["shape"]))
+        for key, entry in entries.items()
+        for start, stop in [entry["data_offsets"]]
+    }
 
 
 def read_open(file: FileIO, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:

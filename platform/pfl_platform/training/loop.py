@@ -169,7 +169,7 @@ def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
     if actor.flops is not None:
         kind = ("statistic", statistic.name)
         if not actor.flops.known(kind):
-            row = _view(actor, view.samples[:1], view.step, statistic.name)
+            row = _view(actor, view.samples[:1], view.step, statistic.name, dry=True)
             actor.flops.measure(kind, row.encoded().tokens, lambda: _look(actor, statistic, None, row))
         actor.flops.book(kind, view.encoded().tokens)
     return _look(actor, statistic, acc, view)
@@ -182,7 +182,7 @@ def _look(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
             return statistic.add(acc, view)
 
     def view_of(samples: Sequence[Sample], number: int) -> BatchView:
-        return _view(actor, samples, view.step, statistic.name, number)
+        return _view(actor, samples, view.step, statistic.name, number, dry=view.dry)
 
     return gradients.shown(actor.hosts(actor.backbone), statistic, acc, view.samples, view_of)
 
@@ -202,7 +202,7 @@ def _book_step(
     kind = ("step", phase.name, step.name)
     if not actor.flops.known(kind):
         if not rows:
-            rows.append(_view(actor, views[0].samples[:1], views[0].step, phase.name))
+            rows.append(_view(actor, views[0].samples[:1], views[0].step, phase.name, dry=True))
         (row,) = rows
 
         def dry() -> None:
@@ -213,7 +213,9 @@ def _book_step(
         actor.flops.book(kind, view.encoded().tokens)
 
 
-def _view(actor: Actor, samples: Sequence[Sample], index: int, purpose: str, micro: int = 0) -> BatchView:
+def _view(
+    actor: Actor, samples: Sequence[Sample], index: int, purpose: str, micro: int = 0, *, dry: bool = False
+) -> BatchView:
     return BatchView(
         actor.hosts,
         actor.backbone,
@@ -221,6 +223,7 @@ def _view(actor: Actor, samples: Sequence[Sample], index: int, purpose: str, mic
         step=index,
         rng=lambda *parts: actor.rng(purpose, micro, *parts),
         refs=actor.refs,
+        dry=dry,
     )
 
 

@@ -17,18 +17,13 @@ from pfl_platform.training.surfaces import Output
 Rng = Callable[..., torch.Generator]
 
 
-def to_device(encoded: Encoded, device: torch.device) -> Encoded:
-    """The same batch on a device; nothing is copied when it is there."""
-    if device.type == "cpu":
-        return encoded
-    inputs = {name: value.to(device, non_blocking=True) for name, value in encoded.inputs.items()}
-    values = None if encoded.values is None else encoded.values.to(device)
-    return Encoded(inputs, encoded.labels.to(device), encoded.spans, encoded.texts, values)
-
-
 class BatchView:
     """Implements `View` for one micro-batch. A batch is encoded once per backbone, whatever number of forwards
-    follows."""
+    follows.
+
+    dry: it is counted and thrown away, and shows pictures to all of the backbone, so that a count does not depend on
+    what was kept of them.
+    """
 
     def __init__(
         self,
@@ -40,11 +35,13 @@ class BatchView:
         rng: Rng,
         refs: Tensors | None = None,
         gradients: Mapping[str, Tensors] | None = None,
+        dry: bool = False,
     ) -> None:
         self._hosts = hosts
         self._name = name
         self.samples = samples
         self.step = step
+        self.dry = dry
         self.refs: Tensors = refs or {}
         self.gradients: Mapping[str, Tensors] = gradients or {}
         self.notes: dict[str, Tensor] = {}
@@ -76,8 +73,7 @@ class BatchView:
         """The batch as a backbone of the task reads it."""
         chosen = name or self._name
         if chosen not in self._encoded:
-            backbone = self.backbone(chosen)
-            self._encoded[chosen] = to_device(backbone.codec.encode(self.samples), backbone.device)
+            self._encoded[chosen] = self._hosts(chosen).encode(self.samples, pixels=self.dry)
         return self._encoded[chosen]
 
     def forward(
@@ -93,7 +89,7 @@ class BatchView:
             seen = stack.enter_context(tapping(host.backbone, taps))
             stack.enter_context(host.mixing({} if other else mix, host.masks(encoded.inputs), rng))
             stack.enter_context(torch.set_grad_enabled(grad and not other))
-            logits = host.backbone.model(**encoded.inputs, use_cache=False).logits
+            logits = host.run(encoded.inputs, use_cache=False).logits
         return Output(logits, encoded, seen, self._whole, self._apart)
 
 

@@ -1,0 +1,1 @@
+"""What the frozen part of a backbone makes of a picture: worked out once, one picture at a time, and kept."""
