@@ -108,6 +108,16 @@ class OnDemand(Sequence[Sample]):
         return _Part(self, places) if isinstance(places, range) else self.at(places)
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """Samples that are made when they are asked for, and know without that which of them are the longest."""
+
+    def longest(self, most: int) -> Sequence[Sample]:
+        """Of each number of pictures the `most` samples with the longest answers (in bytes, then by their question),
+        and the `most` with the longest first question."""
+        ...
+
+
 class _Part(OnDemand):
     def __init__(self, whole: OnDemand, places: range) -> None:
         self._whole = whole

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pfl_benchmarks.folder import index
 from pfl_benchmarks.folder.benchmark import FolderBenchmark
 from pfl_benchmarks.folder.content import digest_of, samples_of
 from pfl_benchmarks.folder.files import confined
 from pfl_benchmarks.folder.options import FolderOptions, ReadingOptions
 from pfl_benchmarks.folder.pictures import Pictures
 from pfl_benchmarks.folder.public import FOLDER as PUBLIC
-from pfl_benchmarks.folder.public import read_public
+from pfl_benchmarks.folder.public import public_files, read_public
 from pfl_benchmarks.folder.records import read_records
 from pfl_benchmarks.folder.scenario import ScenarioClient, TaskSlot, find_scenario, read_scenario
 from pfl_benchmarks.folder.splits import capped, content_keys, cut_validation, odd_answers, overlaps
@@ -147,7 +148,27 @@ def load(options: FolderOptions) -> FolderBenchmark:
 
 
 def assemble(plan: Plan, options: ReadingOptions) -> FolderBenchmark:
-    """Reads and checks all that a plan names."""
+    """Reads and checks all that a plan names; a large federation is indexed, and opened from its index later."""
+    folder = None if plan.source is not None else index.index_folder(plan, _record_files(plan, options), options)
+    known = None if folder is None else index.read(folder, options)
+    if known is not None:
+        return known
+    made = _read_all(plan, options)
+    large = len(samples_of(task for client in made.clients for task in client.tasks)) >= index.LARGE
+    if folder is not None and large and index.write(folder, made):
+        return index.read(folder, options) or made
+    return made
+
+
+def _record_files(plan: Plan, options: ReadingOptions) -> list[Path]:
+    """All files whose content decides what is read, beside pictures."""
+    slots = dict.fromkeys(slot for client in (*plan.clients, *(one for _, one in plan.unseen)) for slot in client.tasks)
+    files = [slot.file(plan.root, split) for slot in slots for split in ("train", "test")]
+    public = options.public or plan.public
+    return files + (public_files(public) if public and public.exists() else [])
+
+
+def _read_all(plan: Plan, options: ReadingOptions) -> FolderBenchmark:
     clients = plan.clients
     loader = _Loader(options, plan.root, plan.source, Pictures(options.max_pixels))
     backbones = loader.backbones(clients, plan.where)

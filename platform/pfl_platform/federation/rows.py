@@ -6,7 +6,8 @@ do is known without opening a picture: every sample is encoded with blank ones i
 The time is bounded. Of what a backbone reads in training, at most `MOST_ROWS` rows are encoded, of what it only
 answers `MOST_PROMPTS`: for each number of pictures those with the most text, which are the ones that can fail. Of
 samples that a benchmark draws when they are asked for (anything but a list or a tuple), `DRAWN` of each part are looked
-at. A row that slips through stops the run, and finished rounds are kept.
+at; of samples that know which are the longest (`Measured`), `MOST_PROMPTS` for each number of pictures. A row that
+slips through stops the run, and finished rounds are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pfl_platform.backbones import Backbone
-from pfl_platform.data import Sample, TaskData
+from pfl_platform.data import Measured, Sample, TaskData
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Cell
 from pfl_platform.federation import heads
@@ -107,6 +108,8 @@ def _rows(client_id: str, task: TaskData, parts: Sequence[str]) -> Iterator[Row]
 
 
 def _looked_at(samples: Sequence[Sample]) -> Sequence[Sample]:
+    if isinstance(samples, Measured):
+        return samples.longest(MOST_PROMPTS)
     if isinstance(samples, list | tuple) or len(samples) <= DRAWN:
         return samples
     return [samples[index * len(samples) // DRAWN] for index in range(DRAWN)]
