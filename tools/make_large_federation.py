@@ -4,7 +4,7 @@
 
 The defaults make 274,000 questions about 375,000 pictures: ten clients of four tasks with 5,475 train and 1,375 test
 records each. Questions are drawn from a seed and have one or two pictures. Pictures are PNG files of 8 x 8 pixels; as
-many different ones as `--distinct` says are drawn, and all other names are hard links to them, in folders of a thousand.
+many different ones as `--distinct` says are drawn; all other names are hard links to them, in folders of a thousand.
 """
 
 from __future__ import annotations
