@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.ledger.plan import Row, scaling, variants, weighed
 from pfl_platform.ledger.prices import Prices, memory, shares_of
 from pfl_platform.ledger.sampling import Pass
-from pfl_platform.ledger.tracing import Turn
+from pfl_platform.ledger.tracing import Turn, trace
 from pfl_platform.plugins import PluginManager
 from pfl_platform.training.streams import Epochs
 from pfl_platform.training.surfaces import Planned, Statistic
@@ -81,6 +82,9 @@ def test_the_papers_figures(pfl: Callable[..., Any]) -> None:
         assert rows["fedit", backbone]["flops"] == pytest.approx(1.0, abs=0.02)
         assert rows["ditto", backbone]["flops"] == pytest.approx(2.0, abs=0.02)
         assert rows["fedmosaic", backbone]["flops"] == pytest.approx(1.098, rel=0.10)
+        # dual adapters: moments and gradients in float32, activations once
+        assert rows["fedmosaic", backbone]["training"] < rows["ditto", backbone]["training"] < 1.15
+        assert {rows[name, backbone]["graphs"] for name in ("fedit", "ditto", "fedmosaic")} == {1}
     assert rows["fedit", large]["up"]["values"] == 194_510_848
     mine = rows["fedmosaic", large]["up"]
     assert mine["shared"] == pytest.approx(462_336 / 194_510_848)
@@ -96,14 +100,45 @@ def test_the_papers_figures(pfl: Callable[..., Any]) -> None:
     [
         ("llama-3.2-3b", 8, ("q_proj", "k_proj", "v_proj"), 2_064_384, 1_146_880),
         ("llama-3.2-1b", 16, (), 5_242_880, 6_029_312),  # 11,272,192 together
+        ("vit-b16", 8, ("q_proj", "v_proj"), 147_456, 147_456),
     ],
 )
 def test_values_of_an_adapter(backbone: str, rank: int, targets: tuple[str, ...], a: int, b: int) -> None:
     manager = PluginManager()
     lora = manager.make("adapter", "lora", {"r": rank, "targets": targets})
-    found = Prices(lambda name: manager.make("backbone", name, {"device": "meta"}), lora, 8).values(backbone)
-    assert sum(size for key, size in found.items() if key.endswith("/A")) == a
-    assert sum(size for key, size in found.items() if key.endswith("/B")) == b
+    sites = lora.sites(manager.make("backbone", backbone, {"device": "meta"}))
+    assert sum(rank * site.in_features for site in sites) == a
+    assert sum(rank * site.out_features for site in sites) == b
+    if backbone != "vit-b16":  # plans are for rows of text
+        found = Prices(lambda name: manager.make("backbone", name, {"device": "meta"}), lora, 8).values(backbone)
+        assert [sum(size for key, size in found.items() if key.endswith(f"/{part}")) for part in "AB"] == [a, b]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "pqlora"])
+def test_an_idle_slot_holds_no_copy_of_an_adapter(adapter: str) -> None:
+    """Of a second slot in the mix at most its own r numbers per token and site are kept for the way back."""
+    manager = PluginManager()
+    kind = manager.make("adapter", adapter, {"r": 16})
+    meta = {"device": "meta", "dtype": "bfloat16"}
+    prices = Prices(lambda name: manager.make("backbone", name, meta), kind, 8)
+    alone, beside = (
+        prices.held("tiny-llama-s", Pass("tiny-llama-s", ("a",), idle, True), rows=2) for idle in ((), ("b",))
+    )
+    sites = len(kind.sites(prices.host("tiny-llama-s").backbone))
+    assert 0 <= beside - alone <= 2 * 8 * 16 * 4 * sites
+    assert prices.held("tiny-llama-s", Pass("tiny-llama-s", ("a",), (), True), rows=4) == pytest.approx(
+        2 * alone, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(("combine", "passes"), [("logit_sum", 2), ("hidden_sum", 1)])
+def test_passes_that_a_loss_holds_together(combine: str, passes: int, tmp_path: Path) -> None:
+    """Both models' answers are added up: two graphs at once; or their deltas in each layer: one."""
+    backbones = ("tiny-llama-s", "tiny-llama-m")
+    found = trace("fedsim", backbones, tmp_path, steps=1, rounds=3, settings=[f"objective.combine={combine}"])
+    graphs = {graph for turn in found.clients.values() for graph in turn.graphs}
+    assert {len(graph.passes) for graph in graphs} == {passes}
+    assert all(4 <= graph.beside < 16 for graph in graphs)  # log-probabilities in float32, and what they are made of
 
 
 def test_statistics_say_what_they_will_send() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from cifar_support import write_cifar
+from pfl_benchmarks.suites.options import SUITES
 from pfl_platform.config import RunConfig
 from pfl_platform.federation.setup import build
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver, recipes, rows_of, written_in
 from pfl_platform.settings import read
-from text_support import make_commonsense, make_flan, make_suite
+from text_support import make_commonsense, make_flan, make_scope, make_suite
 
 FILES = {name: files[0] for name, files in recipes().items() if "pfl_" in str(files[0])}
 TABLES = {name for name in FILES if name.startswith(("osrm-", "guidance-", "potara-", "fedmosaic-"))}
@@ -39,8 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cifar(root)
     make_flan(root, "flan8")
     make_commonsense(root, train=14)
-    for name in ("drake", "hflb"):
+    for name in ("drake", "hflb", "fedaya", "fedllm-large"):
         make_suite(root / name, name)
+    make_scope(root / "fedscope")
     (root / "tasks").mkdir()
     (root / "splits" / "default").mkdir(parents=True)
     names = [f"task{number:03d}_sums" for number in range(10)]
@@ -62,7 +64,7 @@ def resolver() -> Resolver:
 def small(written: dict[str, Any], sni: Path) -> dict[str, Any]:
     """Options that put tiny data and a tiny backbone in the place of what a recipe names."""
     benchmark = written.get("benchmark", {}).get("name")
-    if benchmark in ("drake", "hflb"):
+    if benchmark in SUITES:
         return {"benchmark": {"options": {"root": str(sni / benchmark), "models": "tiny"}}}
     if benchmark not in ("glue", "sni", "cifar100", "commonsense", "flan8"):
         return {}
@@ -132,3 +134,27 @@ def test_a_row_can_start(name: str, row: str, resolver: Resolver, data: Path) ->
     wanted = config.adapter.options["targets"]
     assert all(any(kind.endswith(target) for target in wanted) for kind in kinds)
     assert len(kinds) == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("fedmosaic-table7-drake", "Vanilla"),
+        ("fedmosaic-table29", "SFT (N_B = 2)"),
+        ("fedmosaic-table30", "Training model gradients"),
+        ("fedmosaic-table31", "LLaVA-Qwen-0.5B (16bit)"),
+        ("fedmosaic-table33", "FedMosaic w/ NBS"),
+    ],
+)
+def test_a_row_of_pictures_can_start(name: str, row: str, resolver: Resolver, data: Path) -> None:
+    """Its components agree on what they send; with public pictures drawn in place, and ranks of the tiny backbones."""
+    written = written_in(FILES[name])
+    options = {
+        **small(written, data),
+        "public": {"name": "drake-synth", "size": 4},
+        "adapter": {"options": {"r": 4, **({"blocks": 2} if row != "Vanilla" else {})}},
+    }
+    if "Qwen" in row:
+        options["aggregator"] = {"options": {"small_model": "tiny-llava-qwen-s"}}
+    config = resolver.resolve(Request(recipe=str(FILES[name]), row=row, options=options))
+    assert set(build(config, manager).backbone_of.values()) == {"tiny-llava-llama-s", "tiny-llava-llama-m"}

@@ -148,7 +148,8 @@ def _silent() -> list[str]:
 def content(rows: Sequence[Row], base: Mapping[str, Row], counts: Sequence[int], rounds: int) -> dict[str, Any]:
     """All numbers, as JSON.
 
-    reference, rows: [{method, backbone, flops, server, memory, adapter, up: {...}, down, rounds, factors}]
+    reference, rows: [{method, backbone, flops, server, memory, training, training_bytes, graphs, adapter, up: {...},
+    down, rounds, factors}]
     scaling: method -> backbone -> [{clients, flops, bytes}, ...]
     """
     return {
@@ -170,6 +171,9 @@ def entry(row: Row, base: Row, rounds: int) -> dict[str, Any]:
         "flops": row.flops / base.flops,
         "server": row.server / base.flops,
         "memory": row.memory / base.memory,
+        "training": row.training / base.training,
+        "training_bytes": row.training,
+        "graphs": row.graphs,
         "adapter": row.adapter,
         "others": list(row.others),
         "up": {
@@ -199,7 +203,8 @@ def tables(found: Mapping[str, Any], order: Order) -> None:
         console().print(
             f"\n{backbone}, rank {order.rank}, rows of {order.tokens} tokens; relative to {found['reference']}"
         )
-        print_rows([compute_row(row) for row in mine], ["method", "FLOPs", "server", "memory", "further backbones"])
+        columns = ["method", "FLOPs", "server", "memory", "training", "graphs", "further backbones"]
+        print_rows([compute_row(row) for row in mine], columns)
         console().print("\nBytes up in a round, relative to one adapter of the reference")
         columns = ["method", "up", "all clients", "one backbone", "statistics", "net", "net w/o all clients"]
         print_rows([bytes_row(row) for row in mine], columns)
@@ -225,6 +230,8 @@ def tables(found: Mapping[str, Any], order: Order) -> None:
     console().print(
         "FLOPs: a local step in which every adapter that trains is updated once, with what runs beside it; counted at "
         "these shapes. Server: what the server trains, per client. Memory: weights at 16 bits, no further backbones. "
+        "Training: what a local step of four rows holds beside the backbone: adapters, moments and gradients in "
+        "float32, activations and logits at 16 bits without checkpointing. Graphs: passes held at once. "
         "All clients: values combined over all of them; net: less than one adapter of the reference (minus) or more. "
         "Values are of four bytes; what is narrower counts for what it weighs. Before: what is sent before round 0. "
         f"Answers have {order.answers} tokens. By the data, and more: what is sent beside is as large as the data "
@@ -238,6 +245,8 @@ def compute_row(row: Mapping[str, Any]) -> dict[str, str]:
         "FLOPs": f"{row['flops']:.3f}",
         "server": f"{row['server']:.3f}",
         "memory": f"{row['memory']:.3f}",
+        "training": f"{row['training']:.3f}",
+        "graphs": str(row["graphs"]),
         "further backbones": ", ".join(row["others"]) or "-",
     }
 

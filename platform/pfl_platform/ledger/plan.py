@@ -13,6 +13,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.backbones import Backbone
 from pfl_platform.errors import UserError
+from pfl_platform.ledger.holding import vocabulary
 from pfl_platform.ledger.prices import Prices, memory, weight_bytes
 from pfl_platform.ledger.tracing import Trace, Turn, trace
 from pfl_platform.plugins import PluginManager, available
@@ -46,7 +47,9 @@ class Row:
     """One method at one real backbone. flops: of a local step in which every adapter that trains is updated once, one
     row. server: FLOPs of server tasks per client and such a step. adapter: values of one adapter that train. sent:
     values by key and client, once: before round 0; in units of four bytes, so that values of another width count for
-    what they weigh. unknown: what is sent, too, in a size that nobody declares. received: values of params."""
+    what they weigh. training: bytes that a local step holds beside the backbone (see `Planner._held`). graphs: passes
+    of which it holds activations at once. unknown: what is sent, too, in a size that nobody declares. received: values
+    of params."""
 
     method: str
     backbone: str
@@ -60,6 +63,8 @@ class Row:
     sending: int
     received: int
     once: int = 0
+    training: float = 0.0
+    graphs: int = 1
     work: Callable[[int], float] = field(repr=False, default=lambda clients: 0.0)
 
     @property
@@ -208,9 +213,29 @@ class Planner:
             unknown=tuple(unknown),
             sending=traced.sending,
             received=took,
+            training=self._held(turn, names, name, prices),
+            graphs=max((len(graph.passes) for graph in turn.graphs), default=0),
             once=sum(weighed(tensor) for statistic in once for tensor in statistic.sends(plan).values()),
             work=lambda clients: parts.aggregator.work(clients, sent),
         )
+
+    def _held(self, turn: Turn, slots: Sequence[str], name: str, prices: Prices) -> float:
+        """Bytes beside the backbone in the largest local step of `ROWS` rows: adapters of all slots and what they
+        share, moments of all that its phase trains, gradients of one step, activations, logits, and what the loss makes
+        of them. Adapters train in float32; activations are the backbone's, of 16 bits."""
+        assert turn.task is not None
+        values = prices.values(name)
+        keys = {f"{slot}/{place}": size for slot in slots for place, size in values.items()}
+        largest = 0
+        for phase in turn.task.phases:
+            trained = [sum(size for key, size in keys.items() if key in step.train) for step in phase.steps]
+            largest = max(largest, 2 * sum(trained) + max(trained))
+        entries = ROWS * self.options.answers * vocabulary(prices.host(name))
+        graphs = [
+            sum(prices.held(name, kind, ROWS) for kind in graph.passes) + graph.beside * entries
+            for graph in turn.graphs
+        ]
+        return FLOAT * (sum(keys.values()) + prices.frozen(name) + largest) + max(graphs, default=0.0)
 
     def _spent(self, turn: Turn, own: str, real: Mapping[str, str], prices: Prices) -> float:
         """FLOPs of a turn at rows of the planned length: small backbones stand for the real ones in the same place."""

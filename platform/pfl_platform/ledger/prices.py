@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.host import FROZEN, Host
 from pfl_platform.adapters.surfaces import AdapterType, Keys, Slot
 from pfl_platform.backbones import Backbone
 from pfl_platform.errors import UserError
 from pfl_platform.ledger.flops import count_flops
+from pfl_platform.ledger.holding import Saved, held_by
 from pfl_platform.ledger.sampling import Pass
 
 _FORM = "form"  # slots have the same shapes, so only their number counts
@@ -36,6 +37,7 @@ class Prices:
     most: int = 3
     _hosts: dict[str, Host] = field(default_factory=dict)
     _known: dict[tuple[str, int, int, bool], float] = field(default_factory=dict)
+    _held: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
     _readers: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def host(self, name: str) -> Host:
@@ -84,21 +86,34 @@ class Prices:
             )
         return self._readers[name]
 
+    def frozen(self, name: str) -> int:
+        """Values that all slots share and that no client trains."""
+        shared = [tensor for key, tensor in self.host(name).params.items() if key.partition("/")[0] == FROZEN]
+        return sum(tensor.numel() for tensor in shared)
+
+    def held(self, name: str, kind: Pass, rows: int) -> int:
+        """Bytes that a pass over `rows` rows holds for its way back: activations, each storage once, and the logits.
+        What a loss makes of the logits is not among them, and neither are attention scores, which the kernels of GPUs
+        do not keep."""
+        form = (name, len(kind.trained), len(kind.idle), rows)
+        if form not in self._held:
+            host, slots, _ = self._formed(*form[:3])
+            saved = Saved(held_by(host), (self.tokens, self.tokens))
+            with host.mixing(dict.fromkeys(slots, 1.0)), saved.watching():
+                logits = host.backbone.model(**_row(self.tokens, rows)).logits
+            self._held[form] = saved.bytes + logits.untyped_storage().nbytes()
+        return self._held[form]
+
     def per_token(self, name: str, kind: Pass) -> float:
         """FLOPs per token of a pass like this one, the way back included where there is one."""
         trained, idle = len(kind.trained), len(kind.idle)
-        if trained + idle > self.most:
-            raise UserError(f"A pass mixes {trained + idle} adapters; plans are made for at most {self.most}.")
         form = (name, trained, idle, kind.gradient)
         if form not in self._known:
             self._known[form] = self._count(*form) / self.tokens
         return self._known[form]
 
     def _count(self, name: str, trained: int, idle: int, gradient: bool) -> int:
-        host = self.host(name)
-        slots = [f"{_FORM}{index}" for index in range(trained + idle)]
-        patterns = [pattern for slot in slots[:trained] for pattern in self.adapter.trainable(slot).patterns]
-        chosen = list(host.select(Keys(*patterns)).values())
+        host, slots, chosen = self._formed(name, trained, idle)
         inputs = _row(self.tokens)
 
         def run() -> None:
@@ -109,13 +124,22 @@ class Prices:
 
         return count_flops(run)[1]
 
+    def _formed(self, name: str, trained: int, idle: int) -> tuple[Host, list[str], list[Tensor]]:
+        """A host in which so many slots train, all slots of a pass, and the params that train."""
+        if trained + idle > self.most:
+            raise UserError(f"A pass mixes {trained + idle} adapters; plans are made for at most {self.most}.")
+        host = self.host(name)
+        slots = [f"{_FORM}{index}" for index in range(trained + idle)]
+        patterns = [pattern for slot in slots[:trained] for pattern in self.adapter.trainable(slot).patterns]
+        return host, slots, list(host.select(Keys(*patterns)).values())
 
-def _row(tokens: int) -> dict[str, Any]:
-    """One row without values."""
-    ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
+
+def _row(tokens: int, rows: int = 1) -> dict[str, Any]:
+    """Rows without values."""
+    ids = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
     # Of four dimensions, so that nobody looks into it for values. Every position meets every other, as in a count of
     # the kernels that GPUs use.
-    mask = torch.zeros(1, 1, tokens, tokens, dtype=torch.bfloat16, device="meta")
+    mask = torch.zeros(rows, 1, tokens, tokens, dtype=torch.bfloat16, device="meta")
     return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
 
 

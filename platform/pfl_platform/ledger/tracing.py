@@ -15,6 +15,7 @@ from pfl_platform.federation.components import Federation
 from pfl_platform.federation.rounds import context, drive, one_round, prepare, trains
 from pfl_platform.federation.setup import Setup, build
 from pfl_platform.federation.tasks import Outcome, Task
+from pfl_platform.ledger.holding import Graph, watched
 from pfl_platform.ledger.sampling import FlopMeter, Pass
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.testing.bench import Bench
@@ -26,12 +27,13 @@ SAMPLED = 61
 @dataclass
 class Turn:
     """What one actor did in one round. tokens: by kind of pass. updates: slot -> optimiser steps that it took part in.
-    task: the last of its tasks that trained, or sent something."""
+    task: the last of its tasks that trained, or sent something. graphs: what its losses held for their way back."""
 
     tokens: dict[Pass, int] = field(default_factory=dict)
     passes: int = 0
     updates: dict[str, int] = field(default_factory=dict)
     task: Task | None = None
+    graphs: set[Graph] = field(default_factory=set)
 
     def add(self, task: Task, meter: FlopMeter, keys: Sequence[str]) -> None:
         for kind, tokens in meter.tokens.items():
@@ -85,15 +87,16 @@ class _Recorder:
     """Implements `Engine`; keeps what every task ran."""
 
     worker: Worker
-    done: list[tuple[Task, FlopMeter]] = field(default_factory=list)
+    done: list[tuple[Task, FlopMeter, set[Graph]]] = field(default_factory=list)
 
     def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
         outcomes = {}
         for task in tasks:
             meter = Watch()
             self.worker.place.meter = always(meter)
-            outcomes[task.actor] = self.worker.execute(task)
-            self.done.append((task, meter))
+            graphs: set[Graph] = set()
+            outcomes[task.actor] = self.worker.execute(watched(task, self.worker.host(task.backbone), meter, graphs))
+            self.done.append((task, meter, graphs))
         return outcomes
 
 
@@ -112,9 +115,9 @@ def trace(
     fed, worker = setup.federation(store), setup.worker(store)
     recorder = _Recorder(worker)
     progress = drive(prepare(fed, setup.parts), recorder)
-    before = [task for task, _ in recorder.done]
+    before = [task for task, _, _ in recorder.done]
     prepared = Turn()
-    for task, meter in recorder.done:
+    for task, meter, _ in recorder.done:
         prepared.add(task, meter, ())
     for index in range(2):
         recorder.done.clear()
@@ -122,9 +125,10 @@ def trace(
     ids = [client.client_id for client in fed.clients]
     turns = {name: Turn() for name in ids}
     server = Turn()
-    for task, meter in recorder.done:
+    for task, meter, graphs in recorder.done:
         turn = turns.get(task.actor, server)
         turn.add(task, meter, list(worker.host(task.backbone).params))
+        turn.graphs |= graphs
     objective, first = setup.parts.objective, fed.clients[0]
     sending = sum(objective.uploads(context(fed, first, index)) for index in range(rounds)) if setup.parts.up else 0
     return Trace(setup, turns, server, before, prepared, sending, rounds, _trained(fed, setup, rounds))
