@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pfl_platform.cli.output import Form, console, note, print_json, print_rows
@@ -20,6 +21,29 @@ def evaluate(run: Path, others: bool, unseen: bool, items: int | None, form: For
         print_json(results)
     else:
         print_results([results], form)
+
+
+def zero_shot(name: str, tasks: Sequence[str], items: int | None, as_json: bool) -> None:
+    """Prints what a bare backbone scores on tasks of the harness, without examples."""
+    from pfl_platform.adapters.host import Host
+    from pfl_platform.evaluation.harness import require
+    from pfl_platform.evaluation.harness import zero_shot as scored
+    from pfl_platform.plugins import PluginManager
+
+    if not tasks:
+        raise UserError("Name the tasks with --task: a name that lm-eval knows, or a YAML file in its form.")
+    require()
+    host = Host(PluginManager().make("backbone", name, {}))
+    found = scored(host, tasks, limit=items or None, shots=0, batch_size=32, seed=0)
+    if as_json:
+        print_json({"backbone": name, "tasks": found})
+        return
+    rows = [
+        {"task": task, "metric": metric, "value": f"{value:.4f}"}
+        for task, scores in found.items()
+        for metric, value in scores.items()
+    ]
+    print_rows(rows, ["task", "metric", "value"])
 
 
 def errors(run: Path, client: str | None, task: str | None, limit: int, as_json: bool) -> None:

@@ -122,11 +122,19 @@ def line(
 
 @studies.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a finished run; with --zero-shot a backbone's name.")
+    ],
     others: Annotated[bool, typer.Option("--others", help="Every client's model on the others' tasks.")] = False,
     unseen: Annotated[bool, typer.Option("--unseen", help="Every client's model on the unseen tasks.")] = False,
     items: Annotated[
         int | None, typer.Option("--items", help="Test items of each task, 0: all; default: as the run does.")
+    ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Score a bare backbone by tasks of lm-eval, an extra of this package.")
+    ] = False,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="With --zero-shot: a task's name, or its YAML file.")
     ] = None,
     json: Json = False,
     markdown: Markdown = False,
@@ -135,6 +143,11 @@ def evaluate(
     """Score what a finished run left out, from its last round; nothing is trained, and no cell is scored twice."""
     from pfl_platform.cli import evaluating
 
+    if zero_shot:
+        evaluating.zero_shot(str(run), task or (), items, json)
+        return
+    if task:
+        raise UserError("--task names tasks of --zero-shot; give that with it.")
     evaluating.evaluate(run, others, unseen, items, form_of(json, markdown), quiet)
 
 
