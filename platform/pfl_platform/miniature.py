@@ -26,7 +26,7 @@ from typing import Any
 from pfl_platform.errors import UserError
 from pfl_platform.plugins import available, default
 from pfl_platform.recipe_files import TINY, find_recipe, in_row, like, rows_of, written_in
-from pfl_platform.settings import Settings, lay_over, leaves, long_form, nested, read
+from pfl_platform.settings import COMPONENTS, Settings, lay_over, leaves, long_form, nested, read
 
 DIVIDE = "divide"
 SMALL = "-small"
@@ -82,6 +82,10 @@ def shrunk(written: Settings, section: Mapping[str, Any], file: Path) -> Setting
     result = long_form(written)
     if isinstance(named := result.get("backbones"), Mapping):
         result["backbones"] = {client: stand_in(str(name)) for client, name in named.items()}
+    for kind in COMPONENTS:  # a component may name a further backbone
+        if isinstance(options := (result.get(kind) or {}).get("options"), Mapping):
+            small = {key: stand_in(value) if isinstance(value, str) else value for key, value in options.items()}
+            result[kind] = {**result[kind], "options": small}
     for key, by in (section.get(DIVIDE) or {}).items():
         if not isinstance(by, int) or by < 1:
             raise UserError(f"The recipe {file} is divided by {by!r} at '{key}', which is no whole number from 1 on.")

@@ -107,7 +107,8 @@ def test_a_section_tiny_is_laid_over_rows(tmp_path: Path) -> None:
     file = tmp_path / "x-table.yaml"
     file.write_text(
         "method: fedit\nbenchmark: sni\nbackbones: {'*': llama-3.2-3b}\n"
-        "rows: {a: {rounds: 30, adapter: {r: 64}}, b: {rounds: 3}}\n"
+        "rows: {a: {rounds: 30, adapter: {r: 64}},\n"
+        "  b: {rounds: 3, aggregator: {name: rela, small_model: llama-3.2-1b}}}\n"
         "tiny: {divide: {rounds: 10, adapter.r: 16}, training: {lr: 0.5}, rows: {b: {rounds: 7}}}\n",
         encoding="utf-8",
     )
@@ -115,6 +116,7 @@ def test_a_section_tiny_is_laid_over_rows(tmp_path: Path) -> None:
     first, second = (resolver.resolve(Request(recipe=str(file), row=row, tiny=True)) for row in "ab")
     assert (first.rounds, first.adapter.options["r"], first.training.lr) == (1, 4, 0.5)  # 30 / 5 of the card / 10
     assert (second.rounds, second.backbones) == (7, {"*": "tiny-llama-m"})
+    assert second.aggregator.options == {"small_model": "tiny-llama-s"}
     assert first.benchmark.options["train_size"] == 60
 
 

@@ -42,7 +42,7 @@ def reproduce(
     from pfl_platform.cli import reproducing
     from pfl_platform.cli.launching import Ask
 
-    if table is None or "/" not in table:
+    if table is None or not {"/", "-"} & set(table):
         reproducing.list_tables(table, json)
         return
     given: dict[str, Any] = {

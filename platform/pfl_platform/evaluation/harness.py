@@ -20,7 +20,6 @@ from pfl_platform.backbones import IGNORE, OneStepCodec
 from pfl_platform.data import Sample, Turn
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.generate import greedy
-from pfl_platform.training.view import to_device
 
 EXTRA = "zero-shot"
 LONGEST = 256
@@ -29,9 +28,9 @@ LONGEST = 256
 
 def likelihoods(host: Host, samples: Sequence[Sample]) -> list[tuple[float, bool]]:
     """Of each sample's answer, its end included: the sum of log-probabilities, and whether greedy decoding gives it."""
-    encoded = to_device(host.backbone.codec.encode(samples), host.backbone.device)
+    encoded = host.encode(samples)
     with torch.no_grad(), host.mixing({}, host.masks(encoded.inputs)):
-        logits = host.backbone.model(**encoded.inputs, use_cache=False).logits[:, :-1].float()
+        logits = host.run(encoded.inputs, use_cache=False).logits[:, :-1].float()
     labels = encoded.labels[:, 1:]
     picked = labels != IGNORE
     chances: Tensor = logits.log_softmax(-1)
