@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def small(written: dict[str, Any], sni: Path) -> dict[str, Any]:
     return {"benchmark": {"options": {"root": str(root), **sizes, **tasks}}, "backbones": {"*": backbone}}
 
 
+@cache
 def in_miniature(name: str, resolver: Resolver, sni: Path) -> dict[str, RunConfig]:
     written = written_in(FILES[name])
     options = small(written, sni)
