@@ -11,7 +11,7 @@ import ast
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -36,6 +36,15 @@ DEFAULTS = "pfl_platform.defaults"
 """Entry-point group of what runs when the user names nothing. The name is a role (`benchmark`: the benchmark of a
 run that names none; `benchmark-from-path`: the one that reads a folder, given to it as option `path`;
 `local-training`: the method whose clients train alone), the value the module of a plugin."""
+
+
+COMMANDS = "pfl_platform.commands"
+"""Entry-point group of commands beside the platform's own: a name, and `module:attribute` of a `typer.Typer`."""
+
+
+def commands() -> Mapping[str, Callable[[], Any]]:
+    """What loads each announced command; nothing is imported before."""
+    return {point.name: point.load for point in entry_points(group=COMMANDS)}
 
 
 @dataclass(frozen=True)

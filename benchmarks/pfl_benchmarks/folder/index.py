@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ LARGE = 20_000
 """Samples from which on a federation is indexed; a smaller one is read in seconds."""
 FORM = 1
 """Of the files below; another one is another index."""
-SAMPLES, PICTURES, ABOUT = "samples", "pictures", "about.json"
+SAMPLES, PICTURES, ABOUT = "samples.arrow", "pictures.arrow", "about.json"
+BATCH = 2_000
 
 
 def cache_folder() -> Path | None:
@@ -96,9 +98,6 @@ class Indexed(OnDemand):
 
 def write(folder: Path, made: FolderBenchmark) -> bool:
     """Writes the index of a federation that was read; False where that could not be done."""
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
     parts: list[Sequence[Sample]] = []
 
     def placed(samples: Sequence[Sample]) -> list[int]:
@@ -129,17 +128,35 @@ def write(folder: Path, made: FolderBenchmark) -> bool:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder)
     try:
-        for name, rows in ((SAMPLES, _sample_rows), (PICTURES, _picture_rows)):
-            whole = Dataset.from_generator(rows, gen_kwargs={"parts": parts}, cache_dir=str(temporary / "making"))
-            whole.save_to_disk(str(temporary / name))
-            del whole
-        shutil.rmtree(temporary / "making", ignore_errors=True)
+        _store(temporary / SAMPLES, _sample_rows(parts))
+        _store(temporary / PICTURES, _picture_rows(parts))
         write_atomic(temporary / ABOUT, [json.dumps(about).encode()])
         temporary.rename(folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         return folder.is_dir()  # another process was faster
     return True
+
+
+def _store(file: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """Writes rows as an Arrow stream, some thousand at a time."""
+    import pyarrow as pa
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    first = list(islice(rows, BATCH))
+    schema = pa.schema([(name, _kind(value)) for name, value in (first[0] if first else {}).items()])
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        while first:
+            stream.write_batch(pa.RecordBatch.from_pylist(first, schema=schema))
+            first = list(islice(rows, BATCH))
+
+
+def _kind(value: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(value, list):
+        return pa.list_(pa.string())
+    return pa.int64() if isinstance(value, int) else pa.string()
 
 
 def _sample_rows(parts: Sequence[Sequence[Sample]]) -> Iterator[dict[str, Any]]:
@@ -167,12 +184,12 @@ def read(folder: Path, options: ReadingOptions) -> FolderBenchmark | None:
     """The federation of an index; None where there is none, or its pictures are not those that were checked."""
     if not (folder / ABOUT).is_file():
         return None
-    from datasets import load_from_disk
+    from datasets import Dataset
     from pyarrow import ArrowException
 
     try:
         about = json.loads((folder / ABOUT).read_bytes())
-        table, pictures = (load_from_disk(str(folder / name)) for name in (SAMPLES, PICTURES))
+        table, pictures = (Dataset.from_file(str(folder / name)) for name in (SAMPLES, PICTURES))
         made = _made(about, table, options)
     except (OSError, ValueError, KeyError, TypeError, ArrowException):
         shutil.rmtree(folder, ignore_errors=True)

@@ -247,11 +247,24 @@ def show(
         listing.show(what, json)
 
 
+def _add_commands(words: Sequence[str]) -> None:
+    """Commands that packages announce (`pfl_platform.commands`). The one that is called is imported; for the list of
+    commands all are."""
+    from pfl_platform.plugins import commands
+
+    asked = next((word for word in words if not word.startswith("-")), None)
+    there = {group.name for group in app.registered_groups}
+    for name, load in commands().items():
+        if name not in there and asked in (None, name):
+            app.add_typer(load(), name=name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 1 (a run stopped), 2 (bad input), 130 or 143 (a signal)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     typed.take(words)
+    _add_commands(words)
     command = typer.main.get_command(app)
     try:
         code = command.main(words, prog_name="pfl-platform", standalone_mode=False)
