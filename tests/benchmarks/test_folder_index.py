@@ -159,3 +159,10 @@ def test_the_longest_rows_are_among_those_that_are_looked_at(folder: Path, monke
     for answers in (True, False):
         few, all_of_them = (_longest(list(_rows("a", one, ("train",))), 3, answers) for one in (task, plain))
         assert {row.sample.id for row in few} == {row.sample.id for row in all_of_them}
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = content(opened(folder))
+    monkeypatch.setenv("PFL_CACHE", str(folder / "a file"))
+    (folder / "a file").touch()
+    assert content(opened(folder)) == whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 import yaml
 
 from pfl_platform.cli import main
-from pfl_platform.cli.assigning import by_chance, by_gain, counts_of
+from pfl_platform.cli.assigning import _benchmark_options, _check_samples, by_chance, by_gain, counts_of
+from pfl_platform.data import FixedBenchmark
 from pfl_platform.errors import UserError
+from pfl_platform.plugins import PluginManager
+from pfl_platform.recipes import Request, Resolver
+from pfl_platform.testing.bench import client
 
 SETS = (
     "--set=benchmark.num_clients=3", "--set=benchmark.test_size=2", "--set=benchmark.validation_size=2",
@@ -94,3 +99,19 @@ def test_bad_input_is_one_sentence(
     assert said.code == 2
     assert sentence in said.err
     assert not list(tmp_path.iterdir())
+
+
+def test_clients_without_samples_to_decide_by_are_named() -> None:
+    one = client("a", "", 4)
+    bare = replace(one, tasks=tuple(replace(task, validation=()) for task in one.tasks))
+    config = Resolver(PluginManager()).resolve(Request("sft", options={"evaluation.split": "validation"}))
+    _check_samples(config, FixedBenchmark("some", (one,), "content"))
+    with pytest.raises(UserError, match="'a' has no validation samples, on which backbones are compared"):
+        _check_samples(config, FixedBenchmark("some", (bare,), "content"))
+
+
+def test_paths_in_a_scenario_mean_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "public.json").touch()
+    found = _benchmark_options(["benchmark.public=public.json", "benchmark.test_size=2", "training.lr=0.1"])
+    assert found == {"public": str(tmp_path / "public.json"), "test_size": 2}

@@ -21,10 +21,11 @@ from pfl_platform.data import FilePicture, Sample, Turn
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.generate import greedy
 from pfl_platform.features.disk import Disk, digest
-from pfl_platform.features.shelf import Keeper, frozen_stages
+from pfl_platform.features.shelf import Keeper, decided_by, frozen_stages
 from pfl_platform.federation import session
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
+from pfl_platform.store.atomic import TEMPORARY
 from run_support import left
 
 SETS = (
@@ -145,6 +146,8 @@ def test_other_weights_threads_and_depths_have_shelves_of_their_own(backbone: Ba
     finally:
         torch.set_num_threads(torch.get_num_threads() - 1)
     assert len(set(map(id, shelves))) == 4
+    assert backbone.sight is not None
+    assert torch.backends.cpu.get_cpu_capability() in decided_by(backbone, backbone.sight, 2)["processor"]
     shown = pictures(tmp_path, 1)
     assert shelves[2].of(shown).dtype == torch.bfloat16
     assert not torch.equal(shelves[0].of(shown), shelves[1].of(shown))
@@ -249,6 +252,12 @@ def test_the_disk_tier_keeps_to_its_budget(tmp_path: Path) -> None:
     assert len(fill("third", 4)) == 4
     assert not (tmp_path / "first").exists()
     assert held() <= budget
+    leftover = tmp_path / "third" / f".segment.1-0{TEMPORARY}"
+    leftover.write_bytes(bytes(budget))  # of a process that was killed
+    assert len(fill("third", 1)) == 4
+    os.utime(leftover, (0, 0))
+    fill("third", 5)
+    assert not leftover.exists()
     (tmp_path / "file").write_text("in the way")
     blocked = Disk(tmp_path / "file", "shelf", {}, budget)
     blocked.put(digest(b"a"), torch.zeros(100))

@@ -217,6 +217,13 @@ def board(pfl: Callable[..., Any], out: Path, folder: Path) -> None:
     assert reader.sort_keys[2][6] == ""
     assert not reader.elsewhere
     assert "http" not in text
+    assert pfl("leaderboard", out, "--out", page).code == 0, "a leaderboard is made anew"
+    results = out / "FedIT" / "seed0" / "results.json"
+    kept = results.read_bytes()
+    refused = pfl("leaderboard", out, "--out", results)
+    assert (refused.code, "is there and is no leaderboard" in refused.err) == (2, True)
+    assert results.read_bytes() == kept
+    assert "is given twice" in pfl("leaderboard", out, out, "--out", page).err
     (folder / "empty").mkdir()
     refused = pfl("leaderboard", folder / "empty", "--out", page)
     assert refused.code == 2
@@ -262,6 +269,7 @@ class Page(HTMLParser):
         (("reproduce", "osrm/table99"), "There is no table 'osrm/table99'"),
         (("reproduce", "osrm/table1", "--scale", "huge"), "--scale is one of full and tiny"),
         (("reproduce", "osrm/table1", "--plan", "--tflops", "0"), "--tflops is 0"),
+        (("reproduce", "osrm/table1", "--plan", "--tflops", "nan"), "--tflops is nan"),
         (("reproduce", "osrm/table1", "--plan", "--row", "nobody"), "has no row 'nobody'"),
         (("reproduce", "osrm/table1", "--seeds", "0"), "--seeds is a number of seeds"),
         (("reproduce", "osrm/table1"), "Where are the files of GLUE?"),

@@ -145,3 +145,15 @@ def test_a_model_of_parts_loads_and_answers(published: Path, tmp_path: Path, ask
         build(language, tmp_path / "tower", tmp_path / "deeper", layer=-9)
     with pytest.raises(UserError, match=r"is a 'roberta'; it must be one of llama, qwen2"):
         build(PACKAGE / "weights" / "tiny-roberta", tmp_path / "tower", tmp_path / "no")
+
+
+def test_folders_that_are_no_parts_of_a_llava(published: Path, tmp_path: Path) -> None:
+    language, out = PACKAGE / "weights" / "tiny-llama-s", tmp_path / "out"
+    with pytest.raises(UserError, match="tiny-vit is a 'vit'; it must be one of clip"):
+        build(language, PACKAGE / "weights" / "tiny-vit", out)
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "config.json").write_text('{"model_type": "nobody_knows"}')
+    with pytest.raises(UserError, match="language model .*odd has no configuration that can be read"):
+        build(odd, tmp_path / "tower", out)
+    assert not out.exists()

@@ -26,7 +26,7 @@ from pfl_benchmarks.folder.options import ReadingOptions
 from pfl_benchmarks.folder.pictures import Pictures, paths_of
 from pfl_benchmarks.folder.splits import Odd, Overlap
 from pfl_platform.data import ClientData, FilePicture, FixedBenchmark, OnDemand, Sample, TaskData, Turn
-from pfl_platform.store.atomic import temporary_name, write_atomic
+from pfl_platform.store.atomic import clear_temporary, temporary_name, write_atomic
 from pfl_platform.store.pins import software
 
 LARGE = 20_000
@@ -125,9 +125,10 @@ def write(folder: Path, made: FolderBenchmark) -> bool:
         "odd": [asdict(line) for line in made.odd],
         "remarks": made.remarks,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_temporary(folder.parent)
         _store(temporary / SAMPLES, _sample_rows(parts))
         _store(temporary / PICTURES, _picture_rows(parts))
         write_atomic(temporary / ABOUT, [json.dumps(about).encode()])

@@ -20,6 +20,16 @@ from pfl_platform.errors import UserError
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 KINDS = ("llama", "qwen2")
+TOWERS = ("clip", "clip_vision_model")
+
+
+def _config(folder: Path, what: str) -> Any:
+    """A folder's configuration. Raises `UserError` where it is none that transformers knows."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"The {what} {folder} has no configuration that can be read: {first}") from None
 
 
 def build(language: Path, vision: Path, out: Path, seed: int = 0, layer: int = -2) -> int:
@@ -30,7 +40,10 @@ def build(language: Path, vision: Path, out: Path, seed: int = 0, layer: int = -
     """
     existing(language, "language model")
     existing(vision, "vision tower")
-    text: Any = AutoConfig.from_pretrained(language, local_files_only=True)
+    text = _config(language, "language model")
+    sight = _config(vision, "vision tower")
+    if sight.model_type not in TOWERS:
+        raise UserError(f"The vision tower {vision} is a '{sight.model_type}'; it must be one of {', '.join(TOWERS)}.")
     if text.model_type not in KINDS:
         raise UserError(
             f"The language model {language} is a '{text.model_type}'; it must be one of {', '.join(KINDS)}."

@@ -100,7 +100,7 @@ def open_adapter(path: Path, name: str | None = None) -> AdapterFolder:
         raise UserError(f"{path / CONFIG} describes an adapter of type '{kind}'; only LORA can be merged.")
     for option, what in REFUSED.items():
         if config.get(option):
-            raise UserError(f"{path / CONFIG} has {option}: the adapter holds {what}, which merging would lose.")
+            raise UserError(f"{path / CONFIG} has {option}: the adapter holds {what}, which would be lost.")
     if config.get("bias", "none") != "none":
         raise UserError(f"{path / CONFIG} trains biases (bias: {config['bias']}), which merging would lose.")
     file = path / WEIGHTS

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pfl_platform.cli import running
 from pfl_platform.cli.output import console, print_json, print_rows
 from pfl_platform.config import RunConfig
+from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.plugins import PluginManager, available, default, find
 from pfl_platform.recipes import Request, Resolver, benchmark_setting
@@ -111,6 +112,7 @@ def assign(order: Order) -> None:
     counts = counts_of(order.ratio, backbones, len(clients))
     scores: dict[str, dict[str, float]] = {}
     if by != RANDOM:
+        _check_samples(next(iter(runs.values())), benchmark)
         scores = trained(order, runs, clients)
         chosen = by_gain(scores, backbones, counts)
     else:
@@ -135,6 +137,17 @@ def _config(resolver: Resolver, order: Order, method: str, backbone: str) -> Run
         "evaluation.split": "validation",
     }
     return resolver.resolve(Request(method, order.benchmark, options=options, sets=order.sets))
+
+
+def _check_samples(config: RunConfig, benchmark: Benchmark) -> None:
+    """Every client needs samples of the split that decides."""
+    split = config.evaluation.split
+    for client in benchmark.clients:
+        if not any(len(getattr(task, split)) for task in client.tasks):
+            raise UserError(
+                f"The client '{client.client_id}' has no {split} samples, on which backbones are compared; "
+                "--set evaluation.split=test compares them on test samples."
+            )
 
 
 def trained(order: Order, runs: Mapping[str, RunConfig], clients: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -216,4 +229,9 @@ def _benchmark_options(sets: Sequence[str]) -> dict[str, Any]:
         if key.startswith("benchmark."):
             merged = lay_over(merged, nested(key, value))
     found: dict[str, Any] = merged.get("benchmark", {}).get("options", {})
-    return found
+    return {key: _absolute(value) for key, value in found.items()}
+
+
+def _absolute(value: Any) -> Any:
+    """A path that was given relative to here means the same file wherever the scenario lies."""
+    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value

@@ -19,6 +19,11 @@ def leaderboard(folders: Sequence[Path], out: Path) -> None:
     """Writes the page; a folder without a manifest is refused."""
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file, such as board.html.")
+    if out.exists() and not out.read_bytes().startswith(pages.BEGINNING):
+        raise UserError(f"{out} is there and is no leaderboard; name another file with --out.")
+    resolved = [folder.resolve() for folder in folders]
+    if twice := next((folder for folder in resolved if resolved.count(folder) > 1), None):
+        raise UserError(f"{twice} is given twice.")
     lines = [line for folder in folders for line in lines_of(folder)]
     write_atomic(out, [pages.page(lines).encode()])
     console().print(f"{len(lines)} lines from {len(folders)} folders: {out}", soft_wrap=True)

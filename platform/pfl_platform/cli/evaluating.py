@@ -32,6 +32,8 @@ def zero_shot(name: str, tasks: Sequence[str], items: int | None, as_json: bool)
 
     if not tasks:
         raise UserError("Name the tasks with --task: a name that lm-eval knows, or a YAML file in its form.")
+    if items is not None and items < 0:
+        raise UserError(f"--items is a number of questions per task, or 0 for all; {items} is neither.")
     require()
     host = Host(PluginManager().make("backbone", name, {}))
     found = scored(host, tasks, limit=items or None, shots=0, batch_size=32, seed=0)

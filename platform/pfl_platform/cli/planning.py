@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -39,8 +40,8 @@ class Rates:
     tokens: int | None = None
 
     def check(self) -> None:
-        if self.tflops <= 0:
-            raise UserError(f"--tflops is {self.tflops:g}; it must be more than 0.")
+        if not (math.isfinite(self.tflops) and self.tflops > 0):
+            raise UserError(f"--tflops is {self.tflops:g}; it must be a finite number above 0.")
         if self.tokens is not None and self.tokens < 1:
             raise UserError(f"--tokens is {self.tokens}; it must be at least 1.")
 

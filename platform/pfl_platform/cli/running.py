@@ -265,7 +265,7 @@ def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], 
 
 def _carry_out(runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None, show: bool = True) -> None:
     results, together = [], _together(carrier)
-    with _stoppable(folder):
+    with _stoppable(folder, None if show else "give the same command again"):
         from pfl_platform.federation import session
 
         for name, config in runs.items():
@@ -289,8 +289,8 @@ def _ended(run: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _stoppable(folder: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run cleanly, with a sentence that says how to go on."""
+def _stoppable(folder: Path, how: str | None = None) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run cleanly, with a sentence that says how to go on (default: by `resume`)."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated
@@ -302,11 +302,8 @@ def _stoppable(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
         kept = (folder / PLAN_FILE).is_file() or is_run(folder)
-        then = (
-            f"finished tasks and rounds are kept; go on with: pfl-platform resume {folder}"
-            if kept
-            else "nothing was kept"
-        )
+        how = how or f"go on with: pfl-platform resume {folder}"
+        then = f"finished tasks and rounds are kept; {how}" if kept else "nothing was kept"
         raise Interrupted(f"Stopped by {number.name}; {then}", number) from None
     finally:
         if main_thread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,6 +11,14 @@ from pfl_platform.cli import running
 from pfl_platform.cli.output import Form, console, print_json
 from pfl_platform.errors import UserError
 from pfl_platform.settings import read
+
+
+def _neighbour(folder: Path) -> dict[str, Any] | None:
+    """The results of a folder that lies near, whoever it belongs to; None where they cannot be read."""
+    try:
+        return running.results_of(folder)
+    except UserError:
+        return None
 
 
 def show_helped(folder: Path, alone: Path | None, as_json: bool) -> None:
@@ -26,7 +35,7 @@ def show_helped(folder: Path, alone: Path | None, as_json: bool) -> None:
     else:
         above = folder.absolute().parent
         beside = (*above.glob("*/results.json"), *above.parent.glob("*/*/results.json"))
-        others = [running.results_of(file.parent) for file in sorted(beside)]
+        others = [found for file in sorted(beside) if (found := _neighbour(file.parent)) is not None]
     base = helped.without_sharing(results, others)
     if alone is not None and base is None:
         raise UserError(f"No run in {alone} shared nothing on the same benchmark, clients and seed as {folder}.")

@@ -144,6 +144,8 @@ def evaluate(
     from pfl_platform.cli import evaluating
 
     if zero_shot:
+        if others or unseen or markdown:
+            raise UserError("--zero-shot scores a bare backbone: it knows no --others, --unseen and --markdown.")
         evaluating.zero_shot(str(run), task or (), items, json)
         return
     if task:
@@ -157,7 +159,8 @@ def score(
     adapters: Annotated[
         list[Path],
         typer.Argument(
-            metavar="ADAPTER...", help="Folders that peft or `merge` has saved, or with one for each client."
+            metavar="ADAPTER...",
+            help="Folders that peft or `merge` has saved (factors alone, no offsets), or with one for each client.",
         ),
     ],
     split: Annotated[str | None, typer.Option("--split", help="Whose samples; default: as the run does.")] = None,

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_platform.store.atomic import write_atomic
+from pfl_platform.store.atomic import clear_temporary, write_atomic
 from pfl_platform.store.layout import file_chunks, raw
 from pfl_platform.store.reading import Place, places_of, read_tensors
 
@@ -42,7 +42,7 @@ def digest(data: bytes | bytearray | memoryview) -> bytes:
     """16 bytes that name some content.
 
     >>> digest(b"a picture").hex()[:8]
-    '4cd07c3d'
+    '6d6f532c'
     """
     return hashlib.blake2b(data, digest_size=DIGEST).digest()
 
@@ -203,6 +203,8 @@ def _write(folder: Path, root: Path, about: Mapping[str, Any], budget: int, new:
 
 def _room(root: Path, own: Path, budget: int, size: int) -> bool:
     """Whether so many bytes more fit; shelves that rest give way."""
+    for shelf in _shelves(root):
+        clear_temporary(shelf)
     sizes = {shelf: sum(_bytes(file) for file in shelf.iterdir()) for shelf in _shelves(root)}
     held = sum(sizes.values())
     resting = [(used, shelf) for shelf in sizes if shelf != own and (used := _mtime(shelf)) < time.time() - RESTING]

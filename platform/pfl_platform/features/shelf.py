@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,23 @@ def decided_by(backbone: Backbone, sight: Sight, depth: int) -> Mapping[str, Any
         "content": sight.digest,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "processor": processor() if device.type == "cpu" else [],
         "versions": software(),
     }
+
+
+INSTRUCTIONS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables that tell libraries which instructions they may use."""
+
+
+@cache
+def processor() -> list[str]:
+    """Which instructions this machine computes with: others round otherwise."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    told = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
+    return [platform.machine(), model, torch.backends.cpu.get_cpu_capability(), *told]
 
 
 class Shelf:

@@ -46,8 +46,9 @@ def score(
 ) -> dict[str, Any]:
     """Scores of adapters on every client's own tasks, beside what the run itself ended with.
 
-    adapters: folders that peft (or `merge`) has saved; or a folder with one of them for each client, under the client's
-    name, as a run's `adapters` and the results of personal rules are. split: default as the run.
+    adapters: folders that peft (or `merge`) has saved, factors without offsets; or a folder with one of them for each
+    client, under the client's name, as a run's `adapters` and the results of personal rules are. split: default as the
+    run.
 
         split
         run        client -> Self of the run's own model, None where it was not scored on this split

@@ -61,6 +61,10 @@ document.querySelector('input').addEventListener('input', event => {
 """
 
 
+BEGINNING = b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Leaderboard</title>'
+"""How every such page begins; another file is not overwritten."""
+
+
 def page(lines: Sequence[Line]) -> str:
     """The whole page. What is not known sorts last, whichever way."""
     heads = "".join(f'<th scope="col"><button type="button">{html.escape(head)}</button></th>' for head in HEADS)

@@ -10,6 +10,8 @@ import errno
 import itertools
 import os
 import re
+import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,14 @@ _counter = itertools.count()
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process and no other call uses."""
     return path.with_name(f".{path.name[:100]}.{os.getpid()}-{next(_counter)}{TEMPORARY}")
+
+
+def clear_temporary(folder: Path, older: float = 3600.0) -> None:
+    """Deletes what processes that were killed have left in `folder` under temporary names, an hour ago or before."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - older:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_atomic(path: Path, chunks: Iterable[Chunk]) -> None:
