@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pfl_platform.cli.scoring import table
+from pfl_platform.cli.scoring import grid
 from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError
 from pfl_platform.federation import session
 from pfl_platform.federation.scoring import score
+from pfl_platform.report.units import score_text
 from pfl_platform.testing import Bench
 
 
@@ -67,9 +69,10 @@ def test_an_adapter_of_zeros_is_the_bare_backbone(kit: Bench, run: Path, benchma
     assert zero == {name: entry["self"]["baseline"] for name, entry in results.items()}
     own = {name: row["self"] for name, row in found["adapters"]["adapters"]["clients"].items()}
     assert zero != own, "training changed no score, so the test shows nothing"
-    rows, columns = table(found)
-    assert columns == ["client", "own", "zero", "adapters"]
-    assert [row["client"] for row in rows] == [*results, "mean", "minimum"]
+    clients, *sides = grid(found).columns
+    assert [side.head[1] for side in sides] == ["own", "zero", "adapters"]
+    assert clients.cells == (*results, "mean", "minimum")
+    assert sides[1].cells[-2] == score_text(fmean(value for value in zero.values() if value is not None))
 
 
 def test_validation_samples_are_scored_when_asked_for(kit: Bench, run: Path, benchmark: Benchmark) -> None:

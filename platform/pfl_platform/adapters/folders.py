@@ -79,19 +79,6 @@ class AdapterFolder:
         return found
 
 
-def distinct(paths: Sequence[Path]) -> list[str]:
-    """Names by which a reader tells the folders apart: the last part of the path, with as many before it as needed."""
-    resolved = [path.resolve() for path in paths]
-    if len(set(resolved)) < len(resolved):
-        twice = next(path for path in resolved if resolved.count(path) > 1)
-        raise UserError(f"{twice} is given twice.")
-    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
-        names = ["-".join(part for part in path.parts[-depth:] if part != path.anchor) for path in resolved]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in resolved]
-
-
 def open_adapter(path: Path, name: str | None = None) -> AdapterFolder:
     """Reads the configuration and the header of the weights. Raises `UserError` for whatever is not plain factors."""
     config = _config(path)

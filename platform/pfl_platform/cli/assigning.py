@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from pfl_platform.cli import running
+from pfl_platform.cli import plans, running
 from pfl_platform.cli.output import console, print_json, print_rows
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
@@ -20,9 +19,7 @@ from pfl_platform.plugins import PluginManager, available, default, find
 from pfl_platform.recipes import Request, Resolver, benchmark_setting
 from pfl_platform.report.units import score_text
 from pfl_platform.rng import numpy_rng
-from pfl_platform.settings import read
 from pfl_platform.store.atomic import write_atomic
-from pfl_platform.validation import explain
 
 RANDOM = "random"
 """Instead of the name of a method, whose scores decide."""
@@ -154,14 +151,7 @@ def trained(order: Order, runs: Mapping[str, RunConfig], clients: Sequence[str])
     """Client -> backbone -> Self A_last. The runs lie beside the file; what is finished is not run again."""
     folder = order.out.with_name(f"{order.out.stem}-runs")
     plan = {name.replace("/", "_"): config for name, config in runs.items()}
-    if (folder / running.PLAN_FILE).is_file():
-        try:
-            planned = {k: RunConfig.model_validate(v) for k, v in read(folder / running.PLAN_FILE).items()}
-        except ValidationError as error:
-            raise UserError(f"The file {folder / running.PLAN_FILE} was changed: {explain(error, RunConfig)}") from None
-        if planned != plan:
-            raise UserError(f"The folder {folder} holds other runs than these; name another file with --out.")
-    else:
+    if not plans.begun(folder, plan, "another file"):
         running.lay_out(plan, folder)
     running.resume(folder, order.quiet or order.json, show=False)
     results = {name: running.results_of(folder / name.replace("/", "_")) for name in runs}

@@ -10,8 +10,9 @@ from pfl_platform import manifests
 from pfl_platform.cli.output import console
 from pfl_platform.cli.running import is_run, results_of
 from pfl_platform.errors import UserError
+from pfl_platform.naming import distinct
 from pfl_platform.report import leaderboard as pages
-from pfl_platform.report.reproduced import Compared
+from pfl_platform.report.reproduced import MEAN
 from pfl_platform.store.atomic import write_atomic
 
 
@@ -21,30 +22,27 @@ def leaderboard(folders: Sequence[Path], out: Path) -> None:
         raise UserError(f"--out {out} is a folder; name a file, such as board.html.")
     if out.exists() and not out.read_bytes().startswith(pages.BEGINNING):
         raise UserError(f"{out} is there and is no leaderboard; name another file with --out.")
-    resolved = [folder.resolve() for folder in folders]
-    if twice := next((folder for folder in resolved if resolved.count(folder) > 1), None):
-        raise UserError(f"{twice} is given twice.")
-    lines = [line for folder in folders for line in lines_of(folder)]
+    lines = [line for folder, name in zip(folders, distinct(folders), strict=True) for line in lines_of(folder, name)]
     write_atomic(out, [pages.page(lines).encode()])
     console().print(f"{len(lines)} lines from {len(folders)} folders: {out}", soft_wrap=True)
 
 
-def lines_of(folder: Path) -> list[pages.Line]:
+def lines_of(folder: Path, name: str) -> list[pages.Line]:
     """What a folder's manifest says: of a table's, a line for each row; of a finished run's own files, one."""
     if (folder / manifests.FILE).is_file():
-        return _of_table(folder, manifests.read(folder))
+        return _of_table(folder, name, manifests.read(folder))
     if is_run(folder) and (folder / "results.json").is_file():
-        return [_of_run(folder)]
+        return [_of_run(folder, name)]
     raise UserError(
         f"The folder {folder} has no {manifests.FILE} and is no finished run; a leaderboard needs manifests."
     )
 
 
-def _of_table(folder: Path, found: dict[str, Any]) -> list[pages.Line]:
+def _of_table(folder: Path, name: str, found: dict[str, Any]) -> list[pages.Line]:
     lines = []
     try:
         for row in found["rows"]:
-            if row["what"] != "mean":
+            if row["what"] != MEAN:
                 continue
             runs = [run for run in found["runs"] if run["row"] == row["row"]]
             others = [run["summary"]["others"]["last"]["mean"] for run in runs]
@@ -63,7 +61,7 @@ def _of_table(folder: Path, found: dict[str, Any]) -> list[pages.Line]:
                     up=sum(run["cost"]["up_payload"] for run in runs) / len(runs),
                     seconds=sum(run["cost"]["seconds"] for run in runs) / len(runs),
                     version=found["versions"].get("pfl-platform", "?"),
-                    folder=folder.name,
+                    folder=name,
                 )
             )
     except (KeyError, IndexError, TypeError) as error:
@@ -71,23 +69,22 @@ def _of_table(folder: Path, found: dict[str, Any]) -> list[pages.Line]:
     return lines
 
 
-def _of_run(folder: Path) -> pages.Line:
+def _of_run(folder: Path, name: str) -> pages.Line:
     results = results_of(folder)
     pins = manifests.entry(folder, "", results)["pins"]
     summary, config = results["summary"], results["config"]
-    row = Compared("", "mean", 1, summary["self"]["last"]["mean"], None, (config.get("published") or {}).get("mean"))
     return pages.Line(
         table=f"{results['benchmark']}, a run",
         row=config.get("label") or results["method"],
         method=results["method"],
         backbones=", ".join(pins["backbones"]),
         seeds=1,
-        score=row.ours,
+        score=summary["self"]["last"]["mean"],
         deviation=None,
-        published=row.theirs,
+        published=(config.get("published") or {}).get(MEAN),
         others=summary["others"]["last"]["mean"],
         up=results["cost"]["up_payload"],
         seconds=results["cost"]["seconds"],
         version=pins["versions"].get("pfl-platform", "?"),
-        folder=folder.name,
+        folder=name,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pfl_platform.budgets import Quantity, Table, find
 from pfl_platform.cli.output import note
+from pfl_platform.cli.plans import Plan
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import UserError
 from pfl_platform.plugins import PluginManager
@@ -18,9 +19,6 @@ from pfl_platform.report.units import amount_text, percent_text
 
 if TYPE_CHECKING:
     from pfl_platform.ledger.probe import Probe
-
-Plan = dict[str, RunConfig]
-"""Runs by sub-folder; '' for a single run, which has the folder to itself."""
 
 SOLVED = ("rounds", "local_steps", "local_epochs", "training.batch_size", "evaluation.every")
 """Settings that have one value under a budget: it solves them, or its prices hold for one value alone."""

@@ -73,8 +73,9 @@ def planned(order: Order, merger: Merger) -> tuple[Job, list[str]]:
     """Opens the adapters; says what was left out."""
     import torch
 
-    from pfl_platform.adapters.folders import distinct, open_adapter
+    from pfl_platform.adapters.folders import open_adapter
     from pfl_platform.adapters.merge import Job, without_bad
+    from pfl_platform.naming import distinct
 
     if order.threads is not None:
         torch.set_num_threads(max(1, order.threads))

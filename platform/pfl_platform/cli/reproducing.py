@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from pfl_platform.cli import running
+from pfl_platform.cli import plans, running
 from pfl_platform.cli.launching import Ask
 from pfl_platform.cli.output import console, print_json, print_rows
 from pfl_platform.cli.sweeping import seeds_of
@@ -20,8 +18,6 @@ from pfl_platform.errors import UserError, nearest
 from pfl_platform.plugins import PluginManager
 from pfl_platform.published import Table, find_table, tables
 from pfl_platform.recipes import Request, Resolver
-from pfl_platform.settings import read
-from pfl_platform.validation import explain
 
 SCALES = ("full", "tiny")
 TABLE, PICTURE = "table.md", "table.png"
@@ -82,27 +78,16 @@ def reproduce(order: Order) -> None:
     if here() is None and not order.quiet:
         for note in notes:
             print(note, file=told)
-    if (out / running.PLAN_FILE).is_file():
-        if _planned(out) != runs:
-            raise UserError(f"The folder {out} holds other runs than these; name another with --out.")
-    elif here() is not None:
-        raise UserError(f"Nothing is begun in {out}; start `reproduce` without a launcher, with --gpus or --ranks.")
-    else:
+    if not plans.begun(out, runs):
+        if here() is not None:
+            raise UserError(f"Nothing is begun in {out}; start `reproduce` without a launcher, with --gpus or --ranks.")
         running.lay_out(runs, out)
     running.resume(out, order.quiet, order.ask, show=False)
     if here() is None:
         report(table, order, out, runs, notes)
 
 
-def _planned(out: Path) -> running.Plan:
-    file = out / running.PLAN_FILE
-    try:
-        return {name: RunConfig.model_validate(value) for name, value in read(file).items()}
-    except ValidationError as error:
-        raise UserError(f"The file {file} was changed: {explain(error, RunConfig)}") from None
-
-
-def report(table: Table, order: Order, out: Path, runs: running.Plan, notes: Sequence[str]) -> None:
+def report(table: Table, order: Order, out: Path, runs: plans.Plan, notes: Sequence[str]) -> None:
     """Ours beside theirs: on the screen, as Markdown, as a picture, in the manifest."""
     from pfl_platform import manifests
     from pfl_platform.report.markdown import to_markdown

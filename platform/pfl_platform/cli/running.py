@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,27 +16,20 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import ValidationError
 
 from pfl_platform.cli import budgets, launching
 from pfl_platform.cli.launching import Ask
 from pfl_platform.cli.output import Form, console, note, print_json
+from pfl_platform.cli.plans import Plan, dumped, has_plan, read_plan, write_plan
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
-from pfl_platform.settings import COMPONENTS, assignment, read
-from pfl_platform.store.atomic import write_atomic
-from pfl_platform.validation import explain
+from pfl_platform.settings import COMPONENTS, assignment
 
 if TYPE_CHECKING:
     from pfl_platform.engines.carrier import Carrier
     from pfl_platform.federation.together import Together
-
-Plan = budgets.Plan
-
-PLAN_FILE = "plan.yaml"
-"""In a folder of several runs: the sub-folders and the configuration of each, so that `resume` can finish them all."""
 
 
 class Interrupted(RunStopped):
@@ -136,8 +129,8 @@ def print_plan(runs: Plan) -> None:
         for kind in COMPONENTS:
             if (choice := getattr(config, kind)) is not None:
                 manager.make(kind, choice.name, choice.options)
-    dumped = _dumped(runs)
-    print(yaml.safe_dump(dumped.get("", dumped), sort_keys=False, allow_unicode=True, width=100), end="")
+    values = dumped(runs)
+    print(yaml.safe_dump(values.get("", values), sort_keys=False, allow_unicode=True, width=100), end="")
 
 
 def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None, ask: Ask | None = None) -> None:
@@ -152,9 +145,9 @@ def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None, 
             return
         _check(runs)
         with _stoppable(folder):
-            solved = together.once(lambda: _dumped(budgets.solved(runs, budget, quiet)))
+            solved = together.once(lambda: dumped(budgets.solved(runs, budget, quiet)))
         settled = {name: RunConfig.model_validate(config) for name, config in solved.items()}
-        together.once(lambda: _write_plan(settled, folder))
+        together.once(lambda: write_plan(settled, folder))
         _carry_out(settled, folder, quiet, carrier)
 
     _refuse_used(folder)
@@ -165,7 +158,7 @@ def _refuse_used(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"The output folder {folder} is a file.")
     if folder.is_dir() and any(folder.iterdir()):
-        there = (folder / PLAN_FILE).is_file() or (folder / "run.json").is_file()
+        there = has_plan(folder) or (folder / "run.json").is_file()
         go_on = f"go on with the run in it by `pfl-platform resume {folder}`, or " if there else ""
         raise UserError(f"The folder {folder} is not empty; {go_on}name another with --out.")
 
@@ -174,22 +167,6 @@ def _together(carrier: Carrier | None) -> Together:
     from pfl_platform.federation.together import Alone
 
     return Alone() if carrier is None else carrier.together
-
-
-def _dumped(runs: Plan) -> dict[str, Any]:
-    return {name: config.model_dump(mode="json") for name, config in runs.items()}
-
-
-def _write_plan(runs: Plan, folder: Path) -> None:
-    """Makes the folder of several runs; on an error nothing is left behind."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        write_atomic(folder / PLAN_FILE, [yaml.safe_dump(_dumped(runs), sort_keys=False, allow_unicode=True).encode()])
-    except OSError as error:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
-        raise UserError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
 
 
 def _check(runs: Plan) -> None:
@@ -208,14 +185,14 @@ def lay_out(runs: Plan, folder: Path) -> None:
     """Writes the plan of several runs into a new folder, after checking them all; `resume` carries it out."""
     _refuse_used(folder)
     _check(runs)
-    _write_plan(runs, folder)
+    write_plan(runs, folder)
 
 
 def resume(folder: Path, quiet: bool, ask: Ask | None = None, show: bool = True) -> None:
     """Finishes what is unfinished in a run folder, or in a folder of several runs. show: print their results."""
     if not folder.is_dir():
         raise UserError(f"There is no run folder {folder}.")
-    if not (folder / PLAN_FILE).is_file():
+    if not has_plan(folder):
         from pfl_platform.store.run_folder import RunFolder
 
         def work(carrier: Carrier | None) -> None:
@@ -228,12 +205,7 @@ def resume(folder: Path, quiet: bool, ask: Ask | None = None, show: bool = True)
 
         launching.carry_out([RunFolder.open(folder).config], ask or Ask(()), folder, work)
         return
-    try:
-        runs = {name: RunConfig.model_validate(value) for name, value in read(folder / PLAN_FILE).items()}
-    except ValidationError as error:
-        raise UserError(f"The file {folder / PLAN_FILE} was changed: {explain(error, RunConfig)}") from None
-    if not runs:
-        raise UserError(f"The file {folder / PLAN_FILE} was changed: it names no run.")
+    runs = read_plan(folder)
     launching.carry_out(
         list(runs.values()), ask or Ask(()), folder, lambda carrier: _carry_out(runs, folder, quiet, carrier, show)
     )
@@ -301,7 +273,7 @@ def _stoppable(folder: Path, how: str | None = None) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
-        kept = (folder / PLAN_FILE).is_file() or is_run(folder)
+        kept = has_plan(folder) or is_run(folder)
         how = how or f"go on with: pfl-platform resume {folder}"
         then = f"finished tasks and rounds are kept; {how}" if kept else "nothing was kept"
         raise Interrupted(f"Stopped by {number.name}; {then}", number) from None
@@ -335,13 +307,13 @@ def finished(folder: Path) -> list[Path]:
     if is_run(folder):
         raise UserError(f"The run in {folder} is not finished; go on with: pfl-platform resume {folder}")
     begun = {file.parent for pattern in ("*/run.json", "*/*/run.json") for file in folder.glob(pattern)}
-    if (folder / PLAN_FILE).is_file():
-        begun |= {folder / name for name in read(folder / PLAN_FILE)}
+    if has_plan(folder):
+        begun |= {folder / name for name in read_plan(folder)}
     if not begun:
         raise UserError(f"The folder {folder} holds no finished run.")
     for run in sorted(begun):
         if not (run / "results.json").is_file():
-            again = folder if (folder / PLAN_FILE).is_file() else run
+            again = folder if has_plan(folder) else run
             raise UserError(f"The run in {run} is not finished; go on with: pfl-platform resume {again}")
     return sorted(begun)
 

@@ -9,6 +9,7 @@ import yaml
 
 from pfl_platform.cli import running
 from pfl_platform.cli.output import Form, console, print_json
+from pfl_platform.cli.plans import has_plan
 from pfl_platform.errors import UserError
 from pfl_platform.settings import read
 
@@ -56,7 +57,7 @@ def show_helped(folder: Path, alone: Path | None, as_json: bool) -> None:
 
 def show(folder: Path, form: Form = "screen") -> None:
     """Prints the configuration and, as far as there are any, the results of a run."""
-    if (folder / running.PLAN_FILE).is_file():
+    if has_plan(folder):
         running.compare([folder], form)
         return
     if not running.is_run(folder):

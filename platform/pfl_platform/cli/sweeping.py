@@ -8,14 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pfl_platform.cli import running
+from pfl_platform.cli import plans, running
 from pfl_platform.cli.output import console
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.comparison import summarise
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
-from pfl_platform.settings import read
 from pfl_platform.tuning import grid, label
 
 PICTURE = "sweep.png"
@@ -34,10 +33,7 @@ def sweep(request: Request, texts: Sequence[str], seeds: str, out: Path, quiet: 
     """Runs what is not finished yet, prints the table and draws. The same command goes on where it was stopped."""
     points = points_of(request, texts, seeds)
     runs = {point.folder: point.config for point in points}
-    if (out / running.PLAN_FILE).is_file():
-        planned = {name: RunConfig.model_validate(value) for name, value in read(out / running.PLAN_FILE).items()}
-        if planned != runs:
-            raise UserError(f"The folder {out} holds other runs than these; name another with --out.")
+    if plans.begun(out, runs):
         running.resume(out, quiet)
     else:
         running.start(runs, out, quiet)

@@ -20,15 +20,15 @@ from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
 from pfl_platform.federation import heads
 from pfl_platform.federation.cells import cells_for, items_of
 from pfl_platform.federation.components import Federation
+from pfl_platform.federation.ended import Ended
 from pfl_platform.federation.records import predictions, progress_of
 from pfl_platform.federation.rounds import Progress, score_task, taken_in
-from pfl_platform.federation.session import numerics, pins
-from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.session import numerics
+from pfl_platform.federation.setup import Setup
 from pfl_platform.federation.tasks import Address, Outcome, Task
 from pfl_platform.ledger.costs import total
 from pfl_platform.plugins import PluginManager
 from pfl_platform.store.run_folder import RunFolder
-from pfl_platform.tuning import with_values
 
 Say = Callable[[str], None]
 
@@ -55,20 +55,15 @@ def fill(
     A cell that was scored on at least as many items is kept. Raises `UserError` for a run that has not ended, that can
     no longer be run with the same numbers, or has nothing of what is wanted.
     """
-    folder = RunFolder.ended(out)
-    with folder.lock():
-        tuned = folder.read_tuning()
-        config = with_values(folder.config, tuned["chosen"]) if tuned else folder.config
-        setup = build(config, plugins or PluginManager(), benchmark)
-        if changed := folder.check_pins(pins(setup)):
-            raise UserError(f"The run {out} cannot be evaluated with the same numbers: {' '.join(changed)}")
-        _check(setup, wanted)
-        with numerics(config):
-            filling = _Filling.of(folder, setup, wanted)
+    run = Ended.open(out, plugins, benchmark)
+    _check(run.setup, wanted)
+    with run.folder.lock():
+        with numerics(run.config):
+            filling = _Filling.of(run, wanted)
             filling.score(say)
-        folder.write_predictions(predictions(filling.fed, filling.records[-1], filling.found["clients"]))
-        done = make_results(folder, setup)
-        folder.write_results(done)
+        run.folder.write_predictions(predictions(filling.fed, filling.records[-1], filling.found["clients"]))
+        done = make_results(run.folder, run.setup)
+        run.folder.write_results(done)
         return done
 
 
@@ -107,14 +102,14 @@ class _Filling:
     states: dict[str, Address] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: RunFolder, setup: Setup, wanted: Wanted) -> _Filling:
-        changed = replace(setup, config=_scoring(setup.config, wanted))
-        fed, prepared = changed.federation(folder.store), folder.read_prepare() or {}
-        fed.frozen.update(prepared.get("frozen", {}))
+    def of(cls, run: Ended, wanted: Wanted) -> _Filling:
+        changed, folder = replace(run.setup, config=_scoring(run.config, wanted)), run.folder
         worker = changed.worker(folder.store)
         found = folder.read_cells() or {"clients": {}, "baseline": {}, "cost": total([])}
         engine, data = InProcessEngine(worker), worker.place.cell_data
-        return cls(folder, setup.config, changed, fed, wanted, folder.rounds(), engine, data, found)
+        return cls(
+            folder, run.config, changed, run.federation(setup=changed), wanted, folder.rounds(), engine, data, found
+        )
 
     def score(self, say: Say) -> None:
         if self.config.evaluation.baseline:

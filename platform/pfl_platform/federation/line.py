@@ -25,14 +25,14 @@ from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Blend, Split
 from pfl_platform.federation.cells import items_of, own_cells
 from pfl_platform.federation.components import Federation
+from pfl_platform.federation.ended import Ended
 from pfl_platform.federation.records import progress_of
 from pfl_platform.federation.rounds import Parts, context, taken_in
-from pfl_platform.federation.session import numerics, pins
-from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.session import numerics
+from pfl_platform.federation.setup import Setup
 from pfl_platform.federation.tasks import Task
 from pfl_platform.plugins import PluginManager
 from pfl_platform.store.memory import Overlay
-from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.training.losses import answer_loss
 from pfl_platform.training.streams import Epochs, Pooled
 from pfl_platform.training.surfaces import Source, Statistic, View
@@ -132,22 +132,18 @@ class _Walk:
         return self.fed.store.get(self.worker.execute(task).new_state)
 
 
-def opened(out: Path, plugins: PluginManager | None, benchmark: Benchmark | None) -> tuple[_Walk, RunFolder]:
+def opened(out: Path, plugins: PluginManager | None, benchmark: Benchmark | None) -> tuple[_Walk, Ended]:
     """A finished run whose personal models are blends. Raises `UserError` for any other."""
-    folder = RunFolder.ended(out)
-    setup = build(folder.config, plugins or PluginManager(), benchmark)
-    if changed := folder.check_pins(pins(setup)):
-        raise UserError(f"The run {out} cannot be measured with the same numbers: {' '.join(changed)}")
+    run = Ended.open(out, plugins, benchmark)
+    setup = run.setup
     blend = setup.parts.recipe().blend
     if blend is None:
         raise UserError(
-            f"The personal models of '{folder.config.method}' are not made of two models by a weight, so there is no "
+            f"The personal models of '{run.config.method}' are not made of two models by a weight, so there is no "
             "line between them; choose a personalizer that blends."
         )
-    store = Overlay(folder.store)
-    fed = setup.federation(store)
-    fed.frozen.update((folder.read_prepare() or {}).get("frozen", {}))
-    return _Walk(setup, fed, setup.parts, blend, setup.worker(store)), folder
+    store = Overlay(run.folder.store)
+    return _Walk(setup, run.federation(store), setup.parts, blend, setup.worker(store)), run
 
 
 def walk(
@@ -170,7 +166,7 @@ def walk(
                          "test": {"first", "second", "own", "best": score}}
         rounds    number -> {"weight", "score": means over clients on the test samples, "megabytes": both ways, mean}
     """
-    opened_run, folder = opened(out, plugins, benchmark)
+    opened_run, run = opened(out, plugins, benchmark)
     if split not in get_args(Split):
         raise UserError(f"The samples of a line are {' or '.join(get_args(Split))}, not '{split}'.")
     if points < 2:
@@ -181,12 +177,12 @@ def walk(
                 f"The client '{client.client_id}' has no validation samples; --split test draws the line on its test "
                 "samples, where the best weight is no fair choice."
             )
-    records = folder.rounds()
-    kept = sorted({*folder.config.keep_rounds, len(records)})
+    records = run.folder.rounds()
+    kept = sorted({*run.config.keep_rounds, len(records)})
     grid = [index / (points - 1) for index in range(points)]
     clients: dict[str, Any] = {}
     rounds: dict[int, dict[str, list[float]]] = {}
-    with numerics(folder.config):
+    with numerics(run.config):
         for client in opened_run.fed.clients:
             name = client.client_id
             last = taken_in(opened_run.fed, opened_run.parts, progress_of(records[-1]), name, len(records))
@@ -208,7 +204,7 @@ def walk(
         "clients": clients,
         "rounds": {number: {key: _mean(values) for key, values in row.items()} for number, row in rounds.items()},
     }
-    folder.write_extra(FILE, found)
+    run.folder.write_extra(FILE, found)
     return found
 
 

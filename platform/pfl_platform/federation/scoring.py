@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pfl_platform.adapters.folders import CONFIG, AdapterFolder, distinct, open_adapter
+from pfl_platform.adapters.folders import CONFIG, AdapterFolder, open_adapter
 from pfl_platform.adapters.host import BASE, Host
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.data import Benchmark, ClientData
@@ -22,15 +22,15 @@ from pfl_platform.evaluation.matrix import values_of
 from pfl_platform.evaluation.surfaces import InferenceRecipe, Split
 from pfl_platform.federation.cells import own_cells
 from pfl_platform.federation.components import Federation
+from pfl_platform.federation.ended import Ended
 from pfl_platform.federation.records import progress_of
 from pfl_platform.federation.rounds import Progress, score_task, taken_in
-from pfl_platform.federation.session import numerics, pins
-from pfl_platform.federation.setup import Setup, build
+from pfl_platform.federation.session import numerics
+from pfl_platform.federation.setup import Setup
 from pfl_platform.federation.tasks import Address
+from pfl_platform.naming import distinct
 from pfl_platform.plugins import PluginManager
 from pfl_platform.store.memory import Overlay
-from pfl_platform.store.run_folder import RunFolder
-from pfl_platform.tuning import with_values
 
 Say = Callable[[str], None]
 
@@ -57,16 +57,11 @@ def score(
     Scores are from 0 to 100. Raises `UserError` for a run that has not ended and for adapters that do not fit its
     backbones.
     """
-    folder = RunFolder.ended(out)
-    tuned = folder.read_tuning()
-    config = with_values(folder.config, tuned["chosen"]) if tuned else folder.config
-    setup = build(config, plugins or PluginManager(), benchmark)
-    if changed := folder.check_pins(pins(setup)):
-        raise UserError(f"The run {out} cannot be evaluated with the same numbers: {' '.join(changed)}")
-    chosen: Split = split or config.evaluation.split
+    run = Ended.open(out, plugins, benchmark)
+    chosen: Split = split or run.config.evaluation.split
     found: dict[str, Any] = {}
-    with numerics(config):
-        scoring = _Scoring.of(folder, setup)
+    with numerics(run.config):
+        scoring = _Scoring.of(run)
         given = {name: _per_client(scoring.fed, path) for name, path in zip(distinct(adapters), adapters, strict=True)}
         for name, owners in given.items():
             rows = {}
@@ -79,9 +74,9 @@ def score(
                 "mean": fmean(known) if known else None,
                 "minimum": min(known, default=None),
             }
-    results = folder.read_results() or {"clients": {}}
+    results = run.folder.read_results() or {"clients": {}}
     own = {
-        client: entry.get("self", {}).get("last") if chosen == config.evaluation.split else None
+        client: entry.get("self", {}).get("last") if chosen == run.config.evaluation.split else None
         for client, entry in results["clients"].items()
     }
     return {"split": chosen, "run": own, "adapters": found}
@@ -113,12 +108,11 @@ class _Scoring:
     laid: dict[tuple[Path, str], Address]
 
     @classmethod
-    def of(cls, folder: RunFolder, setup: Setup) -> _Scoring:
-        store = Overlay(folder.store)
-        fed = setup.federation(store)
-        fed.frozen.update((folder.read_prepare() or {}).get("frozen", {}))
-        record = folder.rounds()[-1]
-        return cls(setup, fed, setup.worker(store), progress_of(record), int(record["round_index"]), {})
+    def of(cls, run: Ended) -> _Scoring:
+        store, record = Overlay(run.folder.store), run.folder.last_round()
+        assert record is not None, "a run that has ended has rounds"
+        worker = run.setup.worker(store)
+        return cls(run.setup, run.federation(store), worker, progress_of(record), int(record["round_index"]), {})
 
     def row(self, client: ClientData, adapter: AdapterFolder, split: Split) -> dict[str, Any]:
         """One client's own tasks under an adapter."""
