@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=2_000)
     parser.add_argument("--backbone", default="tiny-llava-llama-s")
     options = parser.parse_args()
+    if options.pictures < 2 * options.clients * options.tasks:
+        parser.error("every task needs at least two pictures, one to train and one to test on; give more --pictures")
     rng = np.random.default_rng(0)
     pictures = make_pictures(options.out / "dataset" / "pictures", options.pictures, options.distinct, rng)
     pictures = [f"dataset/{path}" for path in pictures]

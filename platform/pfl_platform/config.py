@@ -54,6 +54,18 @@ class Stream(Section):
     capacity: int = Field(0, ge=0, description="samples that the memory holds; 0: no limit")
 
 
+class Participation(Section):
+    """Who can be drawn into a round's cohort, and how."""
+
+    by: Literal["uniform", "samples"] = Field(
+        "uniform", description="how a cohort is drawn: all clients alike, or in proportion to their train samples"
+    )
+    availability: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        description="client id -> share of rounds in which it can be reached; '*' for all others; default: always",
+    )
+
+
 class Evaluation(Section):
     """When and what is evaluated."""
 
@@ -162,6 +174,7 @@ class RunConfig(Section):
         "", description="folder of a finished run: adapters start from the mean of its clients' on the same backbone"
     )
     cohort: int = Field(0, ge=0, description="clients per round; 0: all")
+    participation: Participation = Field(default_factory=Participation)
     budget: Budget | None = Field(
         None, description="what `--budget` solved for this run; its `rounds` and `local_steps` follow from it"
     )
@@ -191,6 +204,11 @@ class RunConfig(Section):
     public: Public = Field(default_factory=Public)
     engine: EngineOptions = Field(default_factory=EngineOptions)
     features: Features = Field(default_factory=Features)
+
+    @property
+    def partial(self) -> bool:
+        """Whether clients may miss rounds."""
+        return self.cohort > 0 or any(share < 1 for share in self.participation.availability.values())
 
     @field_validator("start")
     @classmethod

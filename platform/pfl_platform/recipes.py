@@ -306,7 +306,11 @@ def check_client_names(config: RunConfig, benchmark: Benchmark) -> None:
             "0 takes all of them."
         )
     known = {client.client_id for client in benchmark.clients}
-    for setting, named in (("backbones", set(config.backbones) - {"*"}), ("clients", set(config.clients))):
+    for setting, named in (
+        ("backbones", set(config.backbones) - {"*"}),
+        ("clients", set(config.clients)),
+        ("participation.availability", set(config.participation.availability) - {"*"}),
+    ):
         if strangers := sorted(named - known):
             raise UserError(
                 f"The setting '{setting}' names the client '{strangers[0]}', whom '{benchmark.name}' does not have."

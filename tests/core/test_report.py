@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from pfl_platform.evaluation.matrix import report_of
 from pfl_platform.report import units
-from pfl_platform.report.grids import Grid, client_grid, compare_grid
+from pfl_platform.report.grids import Grid, client_grid, compare_grid, excerpt
 from pfl_platform.report.markdown import compare_markdown, results_markdown, to_markdown
 from pfl_platform.report.tables import compare_table, pieces, results_table
 
@@ -153,6 +153,18 @@ def test_the_width_decides_how_many_tables_there_are() -> None:
     grid = client_grid(a_run(clients=10))
     assert [len(piece) for piece in pieces(grid, 80)] == [2 + 6, 2 + 3]
     assert [len(piece) for piece in pieces(grid, 120)] == [2 + 9]
+
+
+def test_of_very_many_clients_the_ends_are_shown_and_markdown_has_all() -> None:
+    results = a_run(clients=80, others=False)  # Self rises with the number of the client
+    shown = excerpt(client_grid(results), results)
+    clients = shown.columns[0].cells
+    assert clients == (*(f"client-{k}" for k in (*range(15), *range(65, 80))), "mean", "minimum")
+    assert shown.columns[2].cells[-2:] == client_grid(results).columns[2].cells[-2:], "of all 80"
+    assert "Of 80 clients, the 15 with the lowest" in shown.notes[0]
+    assert "client-40 " in results_markdown(results)
+    few = a_run(clients=60, others=False)
+    assert excerpt(client_grid(few), few).height == 62
 
 
 def test_a_screen_that_knows_no_unicode() -> None:

@@ -63,8 +63,11 @@ def check_components(config: RunConfig, parts: Parts) -> None:
                 f"{type(component).__name__} works with the adapters {', '.join(needed)}, "
                 f"not with '{config.adapter.name}'."
             )
-        if component.needs.full_cohort and config.cohort:
-            raise UserError(f"{type(component).__name__} needs every client in every round; leave `cohort` at 0.")
+        if component.needs.full_cohort and config.partial:
+            raise UserError(
+                f"{type(component).__name__} needs every client in every round; leave `cohort` at 0 and "
+                "`participation.availability` empty."
+            )
     needs = parts.aggregator.needs
     up, down = _slots(parts.objective.up), _slots(parts.objective.down)
     who, whom = config.aggregator.name, config.objective.name

@@ -17,6 +17,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
 from pfl_platform.federation import heads
 from pfl_platform.federation.cells import cells_due, cells_for, evaluated, own_cells
+from pfl_platform.federation.cohorts import select
 from pfl_platform.federation.collecting import collect
 from pfl_platform.federation.components import (
     Aggregator,
@@ -31,7 +32,6 @@ from pfl_platform.federation.components import (
 )
 from pfl_platform.federation.starting import Start, start_of
 from pfl_platform.federation.tasks import Address, Engine, Outcome, Program, Share, Task
-from pfl_platform.rng import numpy_rng
 from pfl_platform.training.streams import ClientStream, Epochs, Pooled, begun
 from pfl_platform.training.surfaces import Optim, Phase, Statistic
 
@@ -216,15 +216,6 @@ def absorbed(
     bases = {name: base for name in outcomes if (base := dispatched_base(fed, parts, progress, name)) is not None}
     states = {**progress.states, **trained}
     return Progress(states, ServerState(**server), shared, bases={**progress.bases, **bases})
-
-
-def select(fed: Federation, round_index: int) -> list[ClientData]:
-    """The cohort: all clients, or `cohort` of them drawn at (seed, "cohort", round), in the benchmark's order."""
-    size = fed.config.cohort
-    if size == 0 or size >= len(fed.clients):
-        return list(fed.clients)
-    picked = numpy_rng(fed.seed, "cohort", round_index).choice(len(fed.clients), size=size, replace=False)
-    return [fed.clients[int(k)] for k in sorted(picked)]
 
 
 def context(fed: Federation, client: ClientData, round_index: int) -> ClientContext:

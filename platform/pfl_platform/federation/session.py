@@ -22,6 +22,7 @@ from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.matrix import results as make_results
 from pfl_platform.federation import tuning
+from pfl_platform.federation.cohorts import select
 from pfl_platform.federation.components import Federation, ServerState
 from pfl_platform.federation.observers import Observer, RunInfo
 from pfl_platform.federation.records import predictions, progress_of, round_record
@@ -35,7 +36,6 @@ from pfl_platform.federation.rounds import (
     one_round,
     personal,
     prepare,
-    select,
 )
 from pfl_platform.federation.setup import Setup, build, public_digest
 from pfl_platform.federation.starting import digest_of

@@ -90,13 +90,20 @@ class _Priced:
         return forward_flops(shape.linear, self.tokens(shape)) + tower
 
 
+def cohort_size(config: RunConfig, benchmark: Benchmark) -> float:
+    """Clients of a round, as far as it is known beforehand: those that can be reached on average, at most `cohort`."""
+    shares = config.participation.availability
+    reached = sum(shares.get(client.client_id, shares.get("*", 1.0)) for client in benchmark.clients)
+    return min(config.cohort or reached, max(1.0, reached))
+
+
 def estimate(config: RunConfig, benchmark: Benchmark, work: Work, shapes: Shapes, row: Row, public: int) -> Estimate:
     """One run. public: samples that the server, or preparation, reads of the public set."""
     backbone_of = {client: shapes.of(name).name for client, name in assign(config, benchmark).items()}
     used = sorted(set(backbone_of.values()), key=lambda name: shapes.of(name).params)
     priced = _Priced(config, row, shapes, {SMALL: used[0], LARGE: used[-1]})
     clients = len(benchmark.clients)
-    cohort = min(config.cohort or clients, clients)
+    cohort = cohort_size(config, benchmark)
     train = 0.0
     for client in benchmark.clients:
         own = backbone_of[client.client_id]

@@ -25,8 +25,9 @@ from typing import Any, TypeAlias
 
 from pfl_platform.engines.worker import Worker
 from pfl_platform.federation.cells import evaluated
+from pfl_platform.federation.cohorts import select
 from pfl_platform.federation.components import ClientContext, Federation
-from pfl_platform.federation.rounds import Parts, context, drive, measures, one_round, prepare, select, trains
+from pfl_platform.federation.rounds import Parts, context, drive, measures, one_round, prepare, trains
 from pfl_platform.federation.setup import Setup
 from pfl_platform.federation.tasks import Cost, Outcome, Task
 from pfl_platform.ledger.costs import amount

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from pfl_platform.evaluation.comparison import summarise
@@ -16,6 +16,10 @@ Results: TypeAlias = Mapping[str, Any]
 
 Part: TypeAlias = Literal["key", "scores", "costs"]
 """Key columns say what a row is; they are repeated when a narrow screen shows a grid in pieces."""
+
+
+MANY = 60
+"""A screen shows all clients of a run up to so many."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,21 @@ def client_grid(results: Results) -> Grid:
         f"{counted(results['rounds'], 'round')} of {amount}"
     )
     return Grid(title, columns, 2, notes)
+
+
+def excerpt(grid: Grid, results: Results) -> Grid:
+    """The grid of one run as a screen shows it: of very many clients those with the lowest and the highest Self."""
+    last = [entry["self"]["last"] for entry in results["clients"].values()]
+    if len(last) <= MANY:
+        return grid
+    ranked = sorted(range(len(last)), key=lambda row: (last[row] is not None, last[row] or 0.0))
+    rows = sorted({*ranked[: MANY // 4], *ranked[-(MANY // 4) :]}) + list(range(len(last), grid.height))
+    columns = tuple(replace(column, cells=tuple(column.cells[row] for row in rows)) for column in grid.columns)
+    note = (
+        f"Of {len(last):,} clients, the {MANY // 4} with the lowest Self A_last and the {MANY // 4} with the highest "
+        "are shown; Markdown and results.json have all. The mean, the minimum and the costs are of all."
+    )
+    return replace(grid, columns=columns, notes=(note, *grid.notes))
 
 
 def _forgotten(results: Results) -> tuple[str, ...]:

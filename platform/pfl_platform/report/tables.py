@@ -11,14 +11,14 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from pfl_platform.report.grids import Column, Grid, Results, client_grid, compare_grid
+from pfl_platform.report.grids import Column, Grid, Results, client_grid, compare_grid, excerpt
 
 _NAME_WIDTH = 28
 
 
 def results_table(results: Results) -> RenderableType:
     """The clients of one run, from the content of its `results.json`."""
-    return Page(client_grid(results))
+    return Page(excerpt(client_grid(results), results))
 
 
 def compare_table(results: Sequence[Results]) -> RenderableType:

@@ -50,10 +50,10 @@ class FedDPA(Objective):
                 f"FedDPA-F fine-tunes in the last {config.tune_rounds} of {rounds} rounds, and so there is no global "
                 "adapter to start from; set more rounds, or fewer objective.tune_rounds."
             )
-        if config.variant == "F" and fed.config.cohort:
+        if config.variant == "F" and fed.config.partial:
             raise UserError(
-                "FedDPA-F fine-tunes at every client in its last rounds, so clients cannot be drawn by `cohort`; leave "
-                "it at 0, or set objective.variant=T."
+                "FedDPA-F fine-tunes at every client in its last rounds, so none may miss a round; leave `cohort` at 0 "
+                "and `participation.availability` empty, or set objective.variant=T."
             )
         if config.variant == "F" and config.official_leak:
             raise UserError("FedDPA-F sends nothing while it trains local adapters; official_leak is for variant T.")

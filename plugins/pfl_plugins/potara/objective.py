@@ -47,7 +47,7 @@ class Potara(Objective):
 
     def downloads(self, ctx: ClientContext) -> bool:
         """The last average comes down once; to clients of a cohort, which may have missed that round, in every one."""
-        return ctx.round_index <= self._last(self.config.fedit_rounds, ctx) or ctx.fed.config.cohort > 0
+        return ctx.round_index <= self._last(self.config.fedit_rounds, ctx) or ctx.fed.config.partial
 
     def phases(self, ctx: ClientContext) -> tuple[Phase, ...]:
         plan = (
