@@ -1,12 +1,17 @@
-"""The one training loop: clients, servers, alignment and pretraining all run through `train`."""
+"""The one training loop: clients, servers, alignment and pretraining all run through `train`.
+
+The loop is a generator. It asks for every micro-batch to be taken forward and back, and is told the loss; so one actor
+can train by itself (`alone`), or several in step with each other (see `pfl_platform.training.lanes`).
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,9 +23,10 @@ from pfl_platform.errors import RunStopped
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.training import gradients
 from pfl_platform.training.driver import Driver
-from pfl_platform.training.surfaces import Phase, Statistic, Step
+from pfl_platform.training.surfaces import Loss, Phase, Statistic, Step
 from pfl_platform.training.view import BatchView, Rng
 
+T = TypeVar("T")
 StepObserver = Callable[[int, int, float], None]
 """(step, amount, loss)"""
 
@@ -36,6 +42,49 @@ class Actor:
     driver: Driver
     refs: Tensors = field(default_factory=dict)
     flops: FlopMeter | None = None
+    clock: Callable[[], float] = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Micro:
+    """A micro-batch of a batch of `rows`, to be taken forward and back. backward: of the stepper that it is for."""
+
+    view: BatchView
+    loss: Loss
+    rows: int
+    backward: Callable[[Tensor], None]
+
+    def share(self, per_row: Tensor) -> Tensor:
+        """Its part of the batch's mean loss, from its rows' losses."""
+        loss = per_row.sum() / self.rows
+        return loss if self.view.weight == 1 else loss * self.view.weight
+
+    def alone(self) -> float:
+        """Takes it forward and back by itself; returns its part of the batch's mean loss."""
+        loss = self.share(self.loss(self.view))
+        self.backward(loss)
+        return float(loss.detach())
+
+
+Work: TypeAlias = Generator[Micro, float, T]
+"""Asks for micro-batches, is sent their losses, or what has gone wrong in them; returns a result."""
+
+
+def alone(work: Work[T]) -> T:
+    """Does a work's micro-batches as they are asked for."""
+    with closing(work):
+        try:
+            micro = next(work)
+            while True:
+                try:
+                    loss = micro.alone()
+                except Exception as error:
+                    micro = work.throw(error)
+                else:
+                    micro = work.send(loss)
+        except StopIteration as stop:
+            found: T = stop.value
+            return found
 
 
 @dataclass
@@ -64,12 +113,23 @@ def train(
 
     Raises `RunStopped` at a loss that is not finite, naming actor, phase and step.
     """
+    return alone(training(actor, phases, statistics, private, observe))
+
+
+def training(
+    actor: Actor,
+    phases: Sequence[Phase],
+    statistics: Sequence[Statistic] = (),
+    private: Tensors | None = None,
+    observe: StepObserver | None = None,
+) -> Work[Trained]:
+    """`train`, as work that somebody carries out."""
     kept = dict(private or {})
     result = Trained()
     accs: dict[str, Any] = {}
-    begun = time.perf_counter()
+    begun = actor.clock()
     for phase in phases:
-        _run_phase(actor, phase, statistics, kept, result, accs, observe)
+        yield from _run_phase(actor, phase, statistics, kept, result, accs, observe)
     for statistic in statistics:
         if statistic.every is None and statistic.data is not None:
             source = statistic.data.open(kept)
@@ -81,7 +141,7 @@ def train(
         )
         result.sent.update(send)
         result.private.update(keep)
-    result.seconds = time.perf_counter() - begun
+    result.seconds = actor.clock() - begun
     return result
 
 
@@ -93,7 +153,7 @@ def _run_phase(
     result: Trained,
     accs: dict[str, Any],
     observe: StepObserver | None,
-) -> None:
+) -> Work[None]:
     host = actor.hosts(actor.backbone)
     names = [f"{phase.name}.{step.name}" for step in phase.steps]
     params = [host.select(step.train) for step in phase.steps]
@@ -111,8 +171,9 @@ def _run_phase(
         for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
             if len(phase.steps) > 1:
                 host.select(step.train)
-            _book_step(actor, phase, step, views, dry, chosen)
-            loss = _one_step(step, views, len(samples), stepper.backward)
+            _measure_step(actor, phase, step, views, dry, chosen)
+            loss = yield from _one_step(step, views, len(samples), stepper.backward)
+            _book_step(actor, phase, step, views)
             if actor.driver.portion.of > 1:
                 loss = actor.driver.total(loss) / actor.driver.portion.of
             if not math.isfinite(loss):
@@ -149,15 +210,11 @@ def _refuse_broken(actor: Actor, phase: Phase, params: Sequence[Mapping[str, Ten
                 )
 
 
-def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Callable[[Tensor], None]) -> float:
+def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Callable[[Tensor], None]) -> Work[float]:
     """Forward and backward over the micro-batches; returns the batch's mean loss, penalty included."""
     total = 0.0
     for view in views:
-        loss = step.loss(view).sum() / rows
-        if view.weight != 1:
-            loss = loss * view.weight
-        backward(loss)
-        total += float(loss.detach())
+        total += yield Micro(view, step.loss, rows, backward)
     penalty = step.penalty(views[0].params, views[0].refs) if step.penalty is not None else None
     if penalty is not None:
         backward(penalty)
@@ -187,7 +244,7 @@ def _look(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
     return gradients.shown(actor.hosts(actor.backbone), statistic, acc, view.samples, view_of)
 
 
-def _book_step(
+def _measure_step(
     actor: Actor,
     phase: Phase,
     step: Step,
@@ -195,7 +252,7 @@ def _book_step(
     rows: list[BatchView],
     chosen: Mapping[str, Tensor],
 ) -> None:
-    """Books a step at what a dry run of it on one row has cost. `rows` holds that row from a batch's first step to its
+    """Counts what a dry run of a step on one row costs, once. `rows` holds that row from a batch's first step to its
     last, so that a step finds there what the one before has left."""
     if actor.flops is None:
         return
@@ -209,8 +266,13 @@ def _book_step(
             torch.autograd.grad(step.loss(row).sum(), list(chosen.values()), allow_unused=True)
 
         actor.flops.measure(kind, row.encoded().tokens, dry)
-    for view in views:
-        actor.flops.book(kind, view.encoded().tokens)
+
+
+def _book_step(actor: Actor, phase: Phase, step: Step, views: Sequence[BatchView]) -> None:
+    """Books a step at what its dry run has cost for each token."""
+    if actor.flops is not None:
+        for view in views:
+            actor.flops.book(("step", phase.name, step.name), view.encoded().tokens)
 
 
 def _view(
