@@ -27,7 +27,7 @@ from pfl_platform.ledger.memory import peak_memory, reset_peak
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import Driver, TorchDriver
-from pfl_platform.training.loop import Actor, StepObserver, Trained, train
+from pfl_platform.training.loop import Actor, StepObserver, Trained, Work, alone, training
 
 LOG = "log/"
 """Scalars of a client's state under this name are shown with the round, beside its losses."""
@@ -72,8 +72,19 @@ class Worker:
     def execute(self, task: Task, observe: StepObserver | None = None) -> Outcome:
         if task.recorded is not None:
             return Outcome(task.actor, task.state, None, task.num_examples, {}, cost=task.recorded)
-        begun = time.perf_counter()
-        place, host = self.place, self.host(task.backbone)
+        return alone(self.turn(task, self.host(task.backbone), self.place.meter(), observe))
+
+    def turn(
+        self,
+        task: Task,
+        host: Host,
+        meter: FlopMeter,
+        observe: StepObserver | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Work[Outcome]:
+        """A task, as work that somebody carries out. host: where its actor trains. meter, clock: what it takes."""
+        begun = clock()
+        place = self.place
         reset_peak(host.backbone.device)
         host.load_frozen(task.frozen, place.store.get)
         host.load_base(task.base, place.store.get)
@@ -85,8 +96,7 @@ class Worker:
         for other in task.others:
             if other != task.backbone:
                 self.host(other).load(self._first_head(other))  # whatever client was there before
-        meter = place.meter()
-        done = self._train(task, state, inbox, observe, meter)
+        done = yield from self._train(task, host, state, inbox, observe, meter, clock)
         live = [key for key in state if key in host.params]
         if any(key.startswith("frozen/") for key in live):
             host.frozen_address = None  # this task may have changed what others share
@@ -101,7 +111,7 @@ class Worker:
         up = wire_by_tensor(sent_tensors) if sent else {}
         down_wire, head_wire = sum(down.values()), sum(heads.values())
         evaluating = task.stage == "score"
-        seconds = time.perf_counter() - begun
+        seconds = clock() - begun
         cost = Cost(
             seconds=seconds,
             train_seconds=done.seconds,
@@ -137,8 +147,15 @@ class Worker:
         )
 
     def _train(
-        self, task: Task, state: Tensors, inbox: Tensors, observe: StepObserver | None, meter: FlopMeter
-    ) -> Trained:
+        self,
+        task: Task,
+        host: Host,
+        state: Tensors,
+        inbox: Tensors,
+        observe: StepObserver | None,
+        meter: FlopMeter,
+        clock: Callable[[], float],
+    ) -> Work[Trained]:
         if not task.phases and not task.statistics:
             return Trained()
 
@@ -151,18 +168,19 @@ class Worker:
                     f"A loss or statistic of {task.actor} runs the backbone '{name}', which its task does not declare "
                     "in `others`."
                 )
-            return self.host(name)
+            return host if name == task.backbone else self.host(name)
 
         names = dict.fromkeys((task.backbone, *task.others))
         slots = [slot.name for slot in self.place.slots]
-        actor = Actor(task.actor, task.backbone, declared, rng, self.place.driver, {**state, **inbox}, meter)
+        refs = {**state, **inbox}
+        actor = Actor(task.actor, task.backbone, declared, rng, self.place.driver, refs, meter, clock)
         try:
             with ExitStack() as stack:
                 for name in names:
-                    stack.enter_context(meter.watching(self.host(name), slots))
+                    stack.enter_context(meter.watching(declared(name), slots))
                 if any(want.keys.names(BASE) for item in task.statistics for want in item.wants):
-                    stack.enter_context(self.host(task.backbone).dense())
-                return train(actor, task.phases, task.statistics, state, observe)
+                    stack.enter_context(host.dense())
+                return (yield from training(actor, task.phases, task.statistics, state, observe))
         except RunStopped as error:
             where = f"round {task.round_index + 1}" if task.stage == "round" else f"stage '{task.stage}'"
             raise RunStopped(f"{str(error).rstrip('.')} ({where}).") from None
