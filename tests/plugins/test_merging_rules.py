@@ -294,6 +294,18 @@ def test_leading_directions_are_those_of_the_whole_svd(shape: tuple[int, int]) -
     assert torch.allclose((found.u * found.s) @ found.vt, (u[:, :5] * s[:5]) @ vt[:5], atol=1e-7)
 
 
+@pytest.mark.parametrize("guess", ["good", "of a few", "of too many", "bad", "nothing"])
+def test_a_guess_of_the_leading_directions_changes_nothing_but_the_time(guess: str) -> None:
+    matrix = torch.randn(300, 400, generator=torch_rng("guess"), dtype=torch.float64)
+    matrix *= torch.logspace(0, -3, 400, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    near = {"good": vt[:5], "of a few": vt[1:3], "of too many": vt[:40], "bad": vt[-5:], "nothing": torch.zeros(5, 400)}
+    found = leading_svd(matrix, 5, torch.float64, near[guess])
+    assert found is not None
+    assert torch.allclose(found.s, s[:5], rtol=1e-12)
+    assert torch.allclose((found.u * found.s) @ found.vt, (u[:, :5] * s[:5]) @ vt[:5], atol=1e-7)
+
+
 def test_leading_directions_give_up_rather_than_guess() -> None:
     assert leading_svd(torch.ones(100, 100), 3, torch.float32) is None  # small: not worth it
     assert leading_svd(torch.ones(300, 300), 40, torch.float32) is None  # too many

@@ -137,10 +137,9 @@ def _sums(operand: Operand, weights: Sequence[float]) -> _Sizes:
     found = _Sizes(len(operand))
     for _, block in operand.blocks():
         unified = elect(block, weights)
-        holders = (block == unified).flatten(1).T.to(block.dtype)
-        for k, entries in enumerate(block):
-            found.own[k] += float(entries.abs().sum())
-            kept = masked(entries, unified).abs_()
-            found.kept[k] += float(kept.sum())
-            found.whose[k] += (kept.flatten() @ holders).double()
+        kept = masked(block, unified).abs_().flatten(1)
+        holders = (block == unified).flatten(1).to(block.dtype)
+        found.own += block.abs_().flatten(1).sum(dim=1).double().cpu()
+        found.kept += kept.sum(dim=1).double().cpu()
+        found.whose += (kept @ holders.T).double().cpu()
     return found

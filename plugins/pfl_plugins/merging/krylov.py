@@ -23,9 +23,12 @@ _SMALL = 256
 """Matrices up to this side are not worth it."""
 
 
-def leading_svd(matrix: Tensor, count: int, precision: torch.dtype) -> SVD | None:
+def leading_svd(matrix: Tensor, count: int, precision: torch.dtype, near: Tensor | None = None) -> SVD | None:
     """The `count` leading singular triplets of a matrix (d_out, d_in), or None when they did not converge in half of
-    its dimensions, or would not pay. `precision` is the dtype that the numbers came in as."""
+    its dimensions, or would not pay. `precision` is the dtype that the numbers came in as.
+
+    near: rows (k, d_in) whose span is thought to hold much of the leading directions; from there they are found sooner.
+    """
     side, block = min(matrix.shape), count + _EXTRA
     if side <= _SMALL or 9 * block > side:
         return None
@@ -33,7 +36,10 @@ def leading_svd(matrix: Tensor, count: int, precision: torch.dtype) -> SVD | Non
     drawn = torch.randn(
         matrix.shape[1], block, generator=torch_rng("krylov", *matrix.shape, block), dtype=torch.float64
     )
-    basis = torch.linalg.qr(drawn.to(matrix.device)).Q
+    drawn = drawn.to(matrix.device)
+    if near is not None:  # random directions beside them, should these be no guess at all
+        drawn[:, : min(len(near), count)] = near[:count].double().T
+    basis = torch.linalg.qr(drawn).Q
     image, back = _there_and_back(matrix, basis)
     while basis.shape[1] + block <= min(side // 2, _BLOCKS * block):
         step = back[:, -block:]

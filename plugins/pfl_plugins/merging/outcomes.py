@@ -154,7 +154,8 @@ class Entries(Outcome):
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
         operand, function = self.operand, self.function
         if operand.numel * operand.dtype.itemsize <= _HOLD:
-            return Dense(self.whole(), operand.precision).leading(ranks, tol)
+            near = operand.deltas[0].down if len(operand.deltas) == 1 else None
+            return Dense(self.whole(), operand.precision, near).leading(ranks, tol)
 
         def changed(block: Tensor, place: Place) -> Tensor:
             return function(block if operand.change is None else operand.change(block, place), place)
@@ -164,17 +165,18 @@ class Entries(Outcome):
 
 @dataclass(frozen=True, eq=False)
 class Dense(Outcome):
-    """A dense matrix (d_out, d_in). precision: what it was made of."""
+    """A dense matrix (d_out, d_in). precision: what it was made of. near: see `leading_svd`."""
 
     matrix: Tensor
     precision: torch.dtype
+    near: Tensor | None = None
 
     def whole(self) -> Tensor:
         return self.matrix.to(self.precision)
 
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
         matrix = self.matrix
-        quick = leading_svd(matrix, max(ranks), self.precision)
+        quick = leading_svd(matrix, max(ranks), self.precision, self.near)
         if quick is not None:
             rest = squared_norm(matrix) - float(quick.s.square().sum())
             return dict.fromkeys(ranks, Leading(quick, max(rest, 0.0), None))
