@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pfl_model_zoo.cards import lookup
+from pfl_model_zoo.from_folder import card_of, named
 from pfl_model_zoo.options import read_options
+from pfl_platform.errors import UserError
 from pfl_platform.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -15,10 +17,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def pfl_make_backbone(name: str, options: Mapping[str, Any]) -> Backbone | None:
-    """Loads a backbone of the zoo by name or alias; see `LoadOptions` for what may be said."""
-    card = lookup(name)
+    """Loads a backbone of the zoo by name or alias, or one in a folder by its path; see `LoadOptions` for what may be
+    said."""
+    card = card_of(name) if named(name) else lookup(name)
     if card is None:
         return None
+    if named(name) and "path" in options:
+        raise UserError(f"The backbone {name} is a folder already; leave out the backbone option path.")
     chosen = read_options(name, card.options, options)
     from pfl_model_zoo.families import load
 

@@ -45,7 +45,11 @@ class Training(Section):
 class Stream(Section):
     """How a client's data arrives."""
 
-    protocol: Literal["dynamic", "static"] = "dynamic"
+    protocol: Literal["dynamic", "static", "passes"] = Field(
+        "dynamic",
+        description="dynamic: tasks one after another; static: all tasks' samples, shuffled; both through a memory. "
+        "passes: shuffled passes over all samples, which go on from round to round",
+    )
     sampler: Literal["uniform", "least_used"] = Field(
         "uniform", description="how batches are drawn from the episodic memory"
     )

@@ -13,7 +13,18 @@ import pytest
 from pfl_platform.hookspecs import KINDS
 from pfl_platform.plugins import available
 
-PLAIN_ENGLISH = {"none", "folder", "choice", "exact", "replied", "progress", "events", "tensorboard"}
+PLAIN_ENGLISH = {
+    "none",
+    "folder",
+    "choice",
+    "exact",
+    "modules",
+    "instructions",
+    "replied",
+    "progress",
+    "events",
+    "tensorboard",
+}
 """Names of in-tree plugins that are ordinary words (or, as observers, live in the core)."""
 
 FAMILIES = {"llama", "llava", "qwen", "qwen2", "vit", "roberta", "t5", "opt", "gpt2", "bert", "mistral"}

@@ -53,10 +53,15 @@ def find_file(name: str, options: PublicOptions) -> Path:
 
 def read(name: str, file: Path, options: PublicOptions) -> list[Sample]:
     """All records as samples, in file order; the pictures' folder is where their names are found."""
+    return samples_in(file, picture_folder(name, file.parent, options), name)
+
+
+def samples_in(file: Path, below: Path, name: str) -> list[Sample]:
+    """All records of a file as samples, in file order. below: what picture names are relative to. name: before every
+    sample's id."""
     read_ones = [(where, conversation(record, where)) for where, record in records(file)]
     if not read_ones:
         raise UserError(f"{file} holds no record.")
-    below = picture_folder(name, file.parent, options)
     ids = Counter(str(record.get("id", place)) for place, (_, record) in enumerate(read_ones))
     samples = []
     for place, (where, record) in enumerate(read_ones):

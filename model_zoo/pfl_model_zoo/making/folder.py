@@ -61,11 +61,16 @@ class NewFolder:
         tokenizer.save_pretrained(self.path)
 
 
+def refuse_used(out: Path) -> None:
+    """Raises `UserError` where something is already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"The folder {out} is not empty; name a new one with --out.")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[NewFolder]:
     """A folder that is there when all of it was written, and not at all otherwise; `out` must be new or empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"The folder {out} is not empty; name a new one with --out.")
+    refuse_used(out)
     temporary = temporary_name(out.absolute())
     temporary.mkdir(parents=True)
     try:

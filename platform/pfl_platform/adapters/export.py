@@ -58,20 +58,24 @@ def _in_order(file: Path) -> None:
 def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     """Writes the adapter that is loaded in `host`, mixed, as `adapter_config.json` and `adapter_model.safetensors`.
 
-    A task head is saved with it, and the delta that is always on in the backbone, if there is one: the adapter then has
-    the rank of both. Returns False, writing nothing, when the mix depends on the input or is the bare
-    backbone. Load it with `peft.PeftModel.from_pretrained(backbone, folder)`.
+    A task head is saved with it, modules that a slot replaces as a whole, and the delta that is always on in the
+    backbone, if there is one: the adapter then has the rank of both. Returns False, writing nothing, when the mix
+    depends on the input or is the bare backbone. Load it with `peft.PeftModel.from_pretrained(backbone, folder)`.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     factors: dict[str, Factors] = {}
+    replaced: dict[str, Mapping[str, Tensor]] = {}
     head = host.backbone.task_head
     for name, layer in host.layers.items():
         weights = static_weights(layer, mix)
         if not weights:
             return False
-        factors[layer.site.path] = stacked(merged(layer, weights), host.base_factors(name))
+        if layer.low_rank:
+            factors[layer.site.path] = stacked(merged(layer, weights), host.base_factors(name))
+        else:
+            replaced[layer.site.path] = layer.whole(weights)
     biased = any(item.c is not None for item in factors.values())
     tensors: dict[str, Tensor] = {}
     for path, item in factors.items():
@@ -84,8 +88,11 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     for path in head:
         for name, parameter in host.backbone.module(path).named_parameters():
             tensors[f"base_model.model.{path}.{name}"] = parameter.detach().cpu().contiguous()
+    for path, params in replaced.items():
+        for name, value in params.items():  # copies, since files hold no tied tensors
+            tensors[f"base_model.model.{path}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
     ranks = {path: int(item.v.shape[0]) for path, item in factors.items()}
-    largest = max(ranks.values())
+    largest = max(ranks.values(), default=1)
     config = LoraConfig(
         r=largest,
         lora_alpha=largest,
@@ -93,7 +100,7 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
         alpha_pattern=dict(ranks),
         target_modules=sorted(factors),
         lora_bias=biased,
-        modules_to_save=list(head) or None,
+        modules_to_save=[*head, *replaced] or None,
         inference_mode=True,
     )
     config.base_model_name_or_path = host.backbone.card.source or host.backbone.name

@@ -270,11 +270,11 @@ class Host:
     def merging(self, mix: Mix) -> Iterator[None]:
         """Inside, passes under this mix go through one map per site, where that is the same but for rounding: a mix of
         plain numbers, on weights in float32, whose second copy is small. Other passes must not be made inside."""
-        layers = list(self.layers.values())
+        layers = [layer for layer in self.layers.values() if layer.low_rank]
         plain = not isinstance(mix, str) and all(isinstance(weight, float | int) for weight in mix.values())
         kinds = all(type(layer.base) is nn.Linear and layer.weight.dtype == torch.float32 for layer in layers)
         small = sum(layer.weight.nbytes for layer in layers) <= SMALL
-        if isinstance(mix, str) or not mix or not (plain and kinds and small):
+        if isinstance(mix, str) or not mix or not (layers and plain and kinds and small):
             yield
             return
         try:

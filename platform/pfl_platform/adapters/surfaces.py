@@ -141,9 +141,12 @@ class SlotLayer(nn.Module, ABC):
 
     row_parts: the parts of a slot that rows of a batch may have of their own. Where `by_row` holds `slot/part`, shape
     (rows, *shape), `mixture` takes these in place of the slot's.
+    low_rank: whether a slot is a low-rank map beside the base (`factors`). Where it is not, a slot has params that a
+    pass takes in place of the base's own, and `whole` gives them; such a layer may wrap a module of any kind.
     """
 
     row_parts: ClassVar[frozenset[str]] = frozenset()
+    low_rank: ClassVar[bool] = True
 
     def __init__(self, site: Site, base: nn.Module, control: Control) -> None:
         super().__init__()
@@ -176,6 +179,10 @@ class SlotLayer(nn.Module, ABC):
     @abstractmethod
     def factors(self, slot: str) -> Factors:
         """A slot's live params as `delta(x) = U (V x) + c`, the scale included in U and c."""
+
+    def whole(self, weights: Mapping[str, float]) -> Mapping[str, Tensor]:
+        """Of a layer that is not `low_rank`: name -> the base's params under a mix of plain numbers."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged is not None:

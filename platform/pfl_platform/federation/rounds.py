@@ -235,7 +235,8 @@ def context(fed: Federation, client: ClientData, round_index: int) -> ClientCont
         first_step=first,
     )
     stream = ClientStream(client, config.stream, fed.seed, training.batch_size, first, total)
-    source = replace(passes, first=first) if config.local_epochs else stream
+    in_passes = config.local_epochs or config.stream.protocol == "passes"
+    source = replace(passes, first=first) if in_passes else stream
     tasks = client.tasks if config.local_epochs else begun(client, config.stream.protocol, first + steps, total)
     return ClientContext(fed, client, round_index, steps, source, optim, tasks)
 

@@ -28,10 +28,10 @@ COUNTS = "memory/counts"
 def begun(client: ClientData, protocol: str, step: int, total_steps: int) -> tuple[TaskData, ...]:
     """A client's tasks of which something has arrived before a step; at step 0 none has.
 
-    In a dynamic stream task t of n begins with step floor(t * total_steps / n); a static one begins with all of them.
+    In a dynamic stream task t of n begins with step floor(t * total_steps / n); any other begins with all of them.
     """
     tasks = client.tasks if step > 0 else ()
-    if protocol == "static":
+    if protocol != "dynamic":
         return tasks
     return tuple(task for t, task in enumerate(tasks) if t * total_steps // len(tasks) < step)
 
