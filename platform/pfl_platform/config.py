@@ -115,7 +115,11 @@ class EngineOptions(Section):
     name: Literal["inprocess", "deepspeed"] = Field(
         "inprocess", description="inprocess: one client after another; deepspeed: clients at all ranks of a launch"
     )
-    zero: Literal[0, 1, 2] = Field(0, description="ZeRO stage of the engine 'deepspeed'")
+    zero: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="ZeRO stage of the engine 'deepspeed', what the ranks of one client share; 1: moments, 2: also "
+        "gradients, 3: also the frozen blocks of the backbone",
+    )
     shards: int = Field(1, ge=1, le=1024, description="ranks that serve one client together, in the engine 'deepspeed'")
     threads: int = Field(
         0, ge=0, le=1024, description="torch threads, which change the last bits; 0: torch's own choice"

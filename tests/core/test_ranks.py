@@ -167,6 +167,7 @@ RUN = ("run", "--plugin", "fedit", "--benchmark", "drake-synth", "--engine", "de
         (("--ranks", "2", "--shards", "4"), "4 shards need as many ranks; there are 2."),
         (("--ranks", "3", "--shards", "2"), "3 ranks cannot be divided into groups of 2 shards."),
         (("--ranks", "2", "--zero", "5"), "zero"),
+        (("--ranks", "2", "--zero", "3"), "say over how many with --shards."),
         ((), "Say how many ranks are to be started"),
         (("--ranks", "2", "--hostfile", "no-such-file"), "The hostfile no-such-file cannot be read"),
     ],

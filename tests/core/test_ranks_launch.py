@@ -51,9 +51,13 @@ def test_two_ranks_end_with_the_bits_of_one_process(found: Mapping[str, Any], na
     assert found[name] == 0.0
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_shards_end_close_to_one_process(found: Mapping[str, Any], stage: int) -> None:
     assert 0.0 < found[f"two shards at stage {stage}"] <= 1e-5, "zero would mean that nothing was shared"
+
+
+def test_a_backbone_is_spread_at_stage_3(found: Mapping[str, Any]) -> None:
+    assert found["held"] == {"blocks": pytest.approx(0.5, abs=0.01), "the rest": 1.0}
 
 
 def test_what_goes_wrong_silently_is_seen(found: Mapping[str, Any]) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import Slot
 from pfl_platform.config import RunConfig
 from pfl_platform.engines.ranks import zero
 from pfl_platform.engines.ranks.grid import Grid
@@ -144,16 +146,34 @@ def naive(launch: Launch, opened: Opened) -> Launch:
     return other
 
 
+def adopted(bench: Bench, driver: Driver) -> Host:
+    """A host whose params the driver steps."""
+    loaded = bench.manager.make("backbone", SMALL, {"dtype": "float32", "device": "cpu", "init": 0})
+    adapter = bench.manager.make("adapter", bench.config().adapter.name, bench.config().adapter.options)
+    host = Host(loaded, adapter, [Slot("global")])
+    driver.adopt(host)
+    return host
+
+
+def held(launch: Launch, doing: Doing) -> Mapping[str, float]:
+    """Which share of its frozen blocks a rank holds at stage 3, and of all else."""
+    host = adopted(doing.bench("fedit", 1), zero.ZeroDriver(3, launch.grid))
+    live = {id(tensor) for tensor in host.params.values()}
+    sums = {"blocks": [0, 0], "the rest": [0, 0]}
+    for name, tensor in host.backbone.model.named_parameters():
+        inside = any(name.startswith(f"{path}.") for path in host.backbone.blocks) and id(tensor) not in live
+        here = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        part = sums["blocks" if inside else "the rest"]
+        part[0], part[1] = part[0] + here.numel(), part[1] + tensor.numel()
+    return {name: part / whole for name, (part, whole) in sums.items()}
+
+
 def grown(launch: Launch, doing: Doing) -> float:
     """Megabytes that 50 clients leave behind in a rank, one after another in one engine."""
     bench = doing.bench("fedit", 1)
-    loaded = bench.manager.make("backbone", SMALL, {"dtype": "float32", "device": "cpu", "init": 0})
-    from pfl_platform.adapters.surfaces import Slot
-
-    adapter = bench.manager.make("adapter", bench.config().adapter.name, bench.config().adapter.options)
-    host = Host(loaded, adapter, [Slot("global")])
     driver = zero.ZeroDriver(2, launch.grid)
-    driver.adopt(host)
+    host = adopted(bench, driver)
+    loaded = host.backbone
     batch = loaded.codec.encode(bench.benchmark(1).clients[0].tasks[0].train[:2])
     start = host.read(list(host.params))
 
@@ -200,7 +220,8 @@ def main(file: Path, folder: Path) -> None:
         found["memory"] = grown(launch, doing)
         pair = replace(place, shards=2)
         both = replace(launch, place=pair, grid=Grid(pair))
-        for stage in (0, 2):
+        found["held"] = held(both, doing)
+        for stage in (0, 2, 3):
             found[f"two shards at stage {stage}"] = doing.apart("ditto", f"engine.zero={stage}", launch=both, clients=1)
         flat = ("training.clip=0", "training.weight_decay=0", "training.lr=0.01")
         for name, stage, options_of, method in (

@@ -273,6 +273,7 @@ class Host:
         layers = [layer for layer in self.layers.values() if layer.low_rank]
         plain = not isinstance(mix, str) and all(isinstance(weight, float | int) for weight in mix.values())
         kinds = all(type(layer.base) is nn.Linear and layer.weight.dtype == torch.float32 for layer in layers)
+        kinds = kinds and all(type(layer.weight) is nn.Parameter for layer in layers)  # and not spread over ranks
         small = sum(layer.weight.nbytes for layer in layers) <= SMALL
         if isinstance(mix, str) or not mix or not (layers and plain and kinds and small):
             yield

@@ -11,7 +11,7 @@ import typer
 
 from pfl_platform.config import EngineOptions, RunConfig
 from pfl_platform.engines.ranks import launcher
-from pfl_platform.engines.ranks.place import here
+from pfl_platform.engines.ranks.place import check_stage, here
 from pfl_platform.errors import RunStopped, UserError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def _launch(engine: EngineOptions, ask: Ask, folder: Path) -> None:
     cpu = engine.device == "cpu" or (engine.device == "auto" and ask.gpus is None and not _gpus())
     machines = launcher.Machines(_ranks(ask, cpu), ask.hostfile)
     launcher.check_shape(machines, engine.shards)
+    check_stage(engine.zero, engine.shards)
     launcher.check_hosts(machines)
     code = launcher.launch(machines, [*ask.words, *_settled(ask, folder)], cpu=cpu)
     if code is None:

@@ -18,6 +18,7 @@ from pfl_platform.adapters.surfaces import AdapterType
 from pfl_platform.backbones import Backbone
 from pfl_platform.config import Choice, RunConfig
 from pfl_platform.data import Benchmark, FilePicture, Picture, Sample, TaskData
+from pfl_platform.engines.ranks.place import SPREAD
 from pfl_platform.engines.worker import Worker, Workplace
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.evaluation.generate import Judge
@@ -231,6 +232,8 @@ def backbone_options(config: RunConfig) -> dict[str, object]:
     device = config.engine.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.engine.name == "deepspeed" and config.engine.zero == SPREAD and device != "meta":
+        device = "cpu"  # from where its blocks are spread over the ranks' devices, one by one
     if device == "meta":
         raise UserError("The device 'meta' holds shapes only, so nothing can be trained there; it is for planning.")
     return {"dtype": config.engine.dtype, "device": device, **config.backbone_options}

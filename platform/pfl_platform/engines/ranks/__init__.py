@@ -8,6 +8,7 @@
     assign      which group takes which task
     engine      the engine: tasks of a stage at all groups at once
     zero        the driver: backward and step by DeepSpeed, the only module that imports it
+    splitting   the blocks of a backbone, spread over the ranks of a group
     start       joins a launch: everything above, in order
 
 All ranks run the same programs; only rank 0 aggregates, prints and writes. Groups never wait for each other inside a

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from pfl_platform.errors import UserError
 
+SPREAD = 3
+"""The ZeRO stage at which ranks share the backbone, too; see `pfl_platform.engines.ranks.splitting`."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -90,3 +93,9 @@ def first_host(names: str) -> str:
     """
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\])?", names)
     return (match[1] + (match[2] or "")) if match else names
+
+
+def check_stage(stage: int, shards: int) -> None:
+    """Raises `UserError` for a backbone that is to be spread over one rank."""
+    if stage == SPREAD and shards == 1:
+        raise UserError("ZeRO stage 3 spreads a backbone over the ranks of a client; say over how many with --shards.")

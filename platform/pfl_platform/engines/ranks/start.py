@@ -24,7 +24,7 @@ from pfl_platform.engines.ranks.engine import FollowingEngine, LeadingEngine
 from pfl_platform.engines.ranks.grid import Grid
 from pfl_platform.engines.ranks.hub import Hub
 from pfl_platform.engines.ranks.link import Link, LinkStore
-from pfl_platform.engines.ranks.place import Place, settle_environment
+from pfl_platform.engines.ranks.place import SPREAD, Place, check_stage, settle_environment
 from pfl_platform.engines.ranks.together import Following, Leading
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
@@ -116,6 +116,12 @@ def check_run(setup: Setup, place: Place) -> None:
         raise Refused(f"The run's engine is '{engine.name}'; it needs no launcher.")
     if engine.shards != place.shards:
         raise Refused(f"The run has {engine.shards} shards and this launch {place.shards}; one launch has one grid.")
+    check_stage(engine.zero, place.shards)
+    if engine.zero == SPREAD and setup.own_hosts:
+        client = next(iter(setup.own_hosts))
+        raise Refused(
+            f"Under ZeRO stage 3 the clients of a backbone have one kind of adapter; '{client}' has options of its own."
+        )
     if place.groups > (clients := len(setup.benchmark.clients)):
         shared = "" if place.shards == 1 else f", {place.shards} for each client"
         raise Refused(f"There are {place.size} ranks{shared}, and {clients} clients; start no more than they need.")

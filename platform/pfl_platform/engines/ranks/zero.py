@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from pfl_platform.adapters.host import BACKBONE, FROZEN, Host
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.ranks.grid import Grid
+from pfl_platform.engines.ranks.place import SPREAD
+from pfl_platform.engines.ranks.splitting import split
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.training.driver import Portion, Stepper, TorchStepper
 from pfl_platform.training.surfaces import Optim
@@ -34,7 +36,7 @@ BUCKET = 1 << 20
 
 
 class ZeroDriver:
-    """Implements `Driver`. stage: of ZeRO, 0 to 2. grid: who shares a gradient."""
+    """Implements `Driver`. stage: of ZeRO, 0 to 3. grid: who shares a gradient."""
 
     def __init__(self, stage: int, grid: Grid) -> None:
         self.stage = stage
@@ -51,8 +53,10 @@ class ZeroDriver:
 
     def adopt(self, host: Host) -> None:
         params = managed(host)
+        if self.stage == SPREAD:
+            split(host, self.grid)
         if params:
-            hosted = _Hosted(host.backbone.model, params, self.stage, self.grid)
+            hosted = _Hosted(host.backbone.model, params, min(self.stage, SPREAD - 1), self.grid)
             self._hosts |= {id(tensor): hosted for tensor in params.values()}
 
     def open(self, name: str, params: Mapping[str, Tensor], optim: Optim, private: Tensors) -> Stepper:
@@ -293,7 +297,8 @@ def _engine(model: nn.Module, optimiser: _Ours, stage: int, grid: Grid | None, v
     }
     # All ranks have loaded the same files, which was checked; besides, a param without dimensions cannot be broadcast.
     unsent = patch.object(DeepSpeedEngine, "_broadcast_model", lambda _self: None)
-    with _quiet(), _without_compiling(), unsent:
+    stays = patch.object(model, "to", lambda *_args, **_options: model)  # it is where it belongs, spread or whole
+    with _quiet(), _without_compiling(), unsent, stays:
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimiser, config=config, mpu=grid, dist_init_required=False
         )
