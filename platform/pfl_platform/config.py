@@ -121,6 +121,11 @@ class EngineOptions(Section):
         "gradients, 3: also the frozen blocks of the backbone",
     )
     shards: int = Field(1, ge=1, le=1024, description="ranks that serve one client together, in the engine 'deepspeed'")
+    batch_clients: Literal["off", "auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "off",
+        description="clients of one backbone that train side by side, in one pass, which changes the last bits; auto: "
+        "as many as bring 32 rows, at most 8",
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="torch threads, which change the last bits; 0: torch's own choice"
     )

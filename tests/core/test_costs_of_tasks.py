@@ -184,7 +184,8 @@ def test_messages_are_booked_by_formula_and_by_length(made: Callable[..., tuple[
 def test_what_another_run_computed_is_booked_as_it_was() -> None:
     """Nothing is loaded or computed: the backbone does not even exist."""
     store = MemoryStore()
-    worker = Worker(SimpleNamespace(store=store, load=lambda name: pytest.fail(f"{name} was loaded")))  # type: ignore[arg-type]
+    place = SimpleNamespace(store=store, load=lambda name: pytest.fail(f"{name} was loaded"), batch=1)
+    worker = Worker(place)  # type: ignore[arg-type]
     address = store.put({"frozen/block1/A": torch.ones(2)})
     cost = Cost(seconds=3.0, steps=5, flops=7.0, flops_formula=6.0)
     task = Task("alignment of b", "prepare", 0, "no backbone", state=address, recorded=cost)

@@ -125,22 +125,25 @@ def test_an_error_of_a_rank_is_said_by_rank_0_in_its_words(pair: tuple[Leading, 
 
 def test_a_group_serves_few_backbones_and_the_longest_come_first() -> None:
     tasks = [task(f"a{k}", "A", 4) for k in range(4)] + [task(f"b{k}", "B", 2) for k in range(4)]
-    found = Assigner(2).assign(tasks)
+    found = Assigner(2).assign([[item] for item in tasks])
     of = {group: {item.backbone for item in tasks if found[item.actor] == group} for group in (0, 1)}
     assert sum(map(len, of.values())) == 3, "three of A fill a group; the other takes the rest of A and all of B"
     load = [sum(len(item.score) for item in tasks if found[item.actor] == group) for group in (0, 1)]
     assert abs(load[0] - load[1]) <= 4
-    assert Assigner(3).assign(tasks[:2]).keys() == {"a0", "a1"}
+    assert Assigner(3).assign([[item] for item in tasks[:2]]).keys() == {"a0", "a1"}
 
 
 def test_what_tasks_took_decides_the_next_round() -> None:
     tasks = [task(name, "A") for name in "abcd"]
     assigner = Assigner(2)
-    assigner.assign(tasks)
+    alone = [[item] for item in tasks]
+    assigner.assign(alone)
     seconds = {"a": 9.0, "b": 1.0, "c": 1.0, "d": 1.0}
     assigner.learn(tasks, {name: Outcome(name, None, None, 1, {}, cost=Cost(seconds=seconds[name])) for name in "abcd"})
-    found = assigner.assign(tasks)
+    found = assigner.assign(alone)
     assert [name for name in "abcd" if found[name] == found["a"]] == ["a"]
+    found = assigner.assign([tasks[:2], tasks[2:]])  # who trains side by side goes to one group
+    assert found["a"] == found["b"] != found["c"] == found["d"]
 
 
 def test_places_in_a_grid() -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from pfl_platform.backbones import Backbone
@@ -111,27 +112,99 @@ class LearnedMix(nn.Module, ABC):
 MixFactory: TypeAlias = Callable[[Site], LearnedMix]
 
 
+@dataclass(frozen=True)
+class Part:
+    """The rows of a pass that are one client's, where rows of several clients are in it.
+
+    positions: how many there are in its longest row, by the path of a site; what is behind them is padding that its
+    rows would not have alone. rng: as in `Control`. params: its live tensors by key.
+    """
+
+    rows: slice
+    positions: Callable[[str], int]
+    rng: Callable[[str], torch.Generator] | None
+    params: Tensors
+
+
 @dataclass
 class Control:
     """What a forward pass tells every site of one backbone: the mix, and where its dropout comes from.
 
-    One object is shared by all `SlotLayer`s of a backbone, so that a pass sets it once.
+    One object is shared by all `SlotLayer`s of a backbone, so that a pass sets it once. parts: whose rows are in the
+    pass, where they are of several clients; then what `SlotLayer.by_row` holds is one value for each of them.
     """
 
     mix: Mix = field(default_factory=dict)
     rng: Callable[[str], torch.Generator] | None = None  # site name -> generator; None: no dropout, no noise
     # Attention mask of the pass, (rows, all positions so far); by the path of the site where there are two.
     mask: Tensor | Callable[[str], Tensor] | None = None
+    parts: Sequence[Part] = ()
+
+    def chances(self, site: Site, x: Tensor) -> Tensor | None:
+        """Numbers in [0, 1) for dropout at a site, of the shape of its input x; None where nothing is dropped."""
+        if self.parts:
+            return chances_of_parts(self.parts, site, x)
+        return None if self.rng is None else _chances(self.rng(site.name), x.shape, x.device)
 
     def weights(self, layer: SlotLayer, x: Tensor) -> Mapping[str, float | Tensor]:
         """The weight of each slot at this site for this input."""
+        if isinstance(self.mix, str) and self.parts:
+            return weights_of_parts(self.mix, layer, x)
         if isinstance(self.mix, str):
             generator = self.rng(f"mix:{layer.site.name}") if self.rng is not None else None
-            whole = self.mask(layer.site.path) if callable(self.mask) else self.mask
-            mask = whole[:, -x.shape[1] :] if whole is not None else None
+            mask = self.masked(layer.site, x)
             weights: Mapping[str, float | Tensor] = layer.mixes[self.mix](x, mask, generator)
             return weights
         return self.mix
+
+    def masked(self, site: Site, x: Tensor) -> Tensor | None:
+        """The part of the pass's mask that stands for a site's input (rows, positions, ...)."""
+        whole = self.mask(site.path) if callable(self.mask) else self.mask
+        return whole[:, -x.shape[1] :] if whole is not None else None
+
+
+def _chances(generator: torch.Generator, shape: Sequence[int], device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        generator = torch.Generator(device).manual_seed(generator.initial_seed())
+    return torch.rand(shape, generator=generator, device=device)
+
+
+def chances_of_parts(parts: Sequence[Part], site: Site, x: Tensor) -> Tensor | None:
+    """`Control.chances` of several clients' rows: each has the numbers that it would have alone."""
+    found = torch.ones(x.shape, device=x.device)  # where a client has no positions nothing matters
+    for part in parts:
+        if part.rng is None:
+            return None
+        own = found[part.rows, : part.positions(site.path)]
+        own.copy_(_chances(part.rng(site.name), own.shape, x.device))
+    return found
+
+
+def weights_of_parts(mix: str, layer: SlotLayer, x: Tensor) -> dict[str, float | Tensor]:
+    """A learned mix's weights (rows, 1 or positions, 1) of several clients' rows, each by its own params."""
+    control, site, module = layer.control, layer.site, layer.mixes[mix]
+    mask, names = control.masked(site, x), [name for name, _ in module.named_parameters()]
+    found: dict[str, list[Tensor]] = {}
+    for part in control.parts:
+        longest = part.positions(site.path)
+        seen = x[part.rows, :longest]
+        own = {name: part.params[f"{mix}/{site.name}/{name}"] for name in names}
+        generator = part.rng(f"mix:{site.name}") if part.rng is not None else None
+        own_mask = None if mask is None else mask[part.rows, :longest]
+        for slot, weight in functional_call(module, own, (seen, own_mask, generator)).items():
+            own_rows = weight if weight.dim() == 3 else weight.reshape(1, 1, 1)
+            found.setdefault(slot, []).append(own_rows.expand(seen.shape[0], -1, -1))
+    wide = {slot: any(weight.shape[1] > 1 for weight in weights) for slot, weights in found.items()}
+    return {
+        slot: torch.cat([_widened(weight, x.shape[1]) if wide[slot] else weight for weight in weights])
+        for slot, weights in found.items()
+    }
+
+
+def _widened(weight: Tensor, positions: int) -> Tensor:
+    if weight.shape[1] == 1:
+        return weight.expand(-1, positions, -1)
+    return functional.pad(weight, (0, 0, 0, positions - weight.shape[1]))
 
 
 class SlotLayer(nn.Module, ABC):
@@ -140,7 +213,8 @@ class SlotLayer(nn.Module, ABC):
     Wraps the base linear map, frozen. Implementations hold the params of all slots and compute the mixture in one go.
 
     row_parts: the parts of a slot that rows of a batch may have of their own. Where `by_row` holds `slot/part`, shape
-    (rows, *shape), `mixture` takes these in place of the slot's.
+    (groups, *shape), `mixture` takes these in place of the slot's: each for the same number of rows, one behind the
+    other.
     low_rank: whether a slot is a low-rank map beside the base (`factors`). Where it is not, a slot has params that a
     pass takes in place of the base's own, and `whole` gives them; such a layer may wrap a module of any kind.
     """
@@ -195,9 +269,10 @@ class SlotLayer(nn.Module, ABC):
             return out
         weights = control.weights(self, x)
         for name, own in self.by_row.items():
-            if x.dim() != 3 or x.shape[0] != own.shape[0]:
+            rows = control.parts[-1].rows.stop if control.parts else own.shape[0]
+            if x.dim() != 3 or x.shape[0] != rows:
                 raise ValueError(
-                    f"{self.site.path} reads {tuple(x.shape)} where {own.shape[0]} rows have '{name}' of their own; a "
+                    f"{self.site.path} reads {tuple(x.shape)} where {rows} rows have '{name}' of their own; a "
                     "backbone that mixes rows has `rows_apart=False`."
                 )
         return out + self.mixture(x, weights).to(out.dtype)

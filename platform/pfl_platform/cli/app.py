@@ -12,6 +12,7 @@ import typer
 from pfl_platform import __version__
 from pfl_platform.cli import typed
 from pfl_platform.cli.arguments import (
+    BatchClients,
     Data,
     EngineName,
     Gpus,
@@ -106,6 +107,7 @@ def run(
     hostfile: Hostfile = None,
     zero: Zero = None,
     shards: Shards = None,
+    batch_clients: BatchClients = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
     ] = None,
@@ -132,6 +134,7 @@ def run(
         "engine.name": engine,
         "engine.zero": zero,
         "engine.shards": shards,
+        "engine.batch_clients": int(batch_clients) if batch_clients and batch_clients.isdecimal() else batch_clients,
         "engine.device": "cuda" if gpus is not None else None,
         "tune": dict(map(grid, tune)) if tune else None,
     }

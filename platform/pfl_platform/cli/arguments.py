@@ -34,3 +34,7 @@ EngineName = Annotated[
 ]
 Zero = Annotated[int | None, typer.Option("--zero", help="ZeRO stage of the engine deepspeed.")]
 Shards = Annotated[int | None, typer.Option("--shards", help="Ranks that serve one client together.")]
+BatchClients = Annotated[
+    str | None,
+    typer.Option("--batch-clients", help="Clients of a backbone that train side by side: off (default), auto, or K."),
+]

@@ -1,45 +1,64 @@
-"""All tasks in this process, one after another, in the order given."""
+"""All tasks in this process, in the order given: one after another, or clients of a backbone side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pfl_platform.engines.batches import alone_sentence
 from pfl_platform.engines.worker import Worker
 from pfl_platform.federation.observers import Observer
 from pfl_platform.federation.tasks import Outcome, Task
+from pfl_platform.training.loop import StepObserver
 
 
 class InProcessEngine:
-    """Implements `Engine`. An outcome that is cached under the task's digest is not computed again."""
+    """Implements `Engine`. An outcome that is cached under the task's digest is not computed again, unless others that
+    belong to it are."""
 
     def __init__(self, worker: Worker, observers: Sequence[Observer] = ()) -> None:
         self._worker = worker
         self._observers = tuple(observers)
+        self._noted: set[str] = set()
 
     def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
         if not tasks:
             return {}
         for observer in self._observers:
             observer.stage_started(tasks[0].stage, tasks[0].round_index, tasks)
-        outcomes: dict[str, Outcome] = {}
-        for task in tasks:
-            outcome, cached = self._one(task)
-            outcomes[task.actor] = outcome
-            for observer in self._observers:
-                observer.task_done(task, outcome, cached)
-        return outcomes
-
-    def _one(self, task: Task) -> tuple[Outcome, bool]:
         store = self._worker.place.store
-        digest = task.digest()
-        known = store.cached(digest)
-        if known is not None:
-            return known, True
+        outcomes: dict[str, Outcome] = {}
+        cached: set[str] = set()
+        told = 0
+        for unit in self._worker.units(tasks):
+            digests = {task.actor: task.digest() for task in unit}
+            known = {actor: found for actor, digest in digests.items() if (found := store.cached(digest)) is not None}
+            if len(known) < len(unit):
+                note_alone(self._worker, unit, self._observers, self._noted)
+                for outcome in self._worker.together(unit, self._observe):
+                    if outcome.actor not in known:
+                        store.cache(digests[outcome.actor], outcome)
+                        outcomes[outcome.actor] = outcome
+            outcomes |= known
+            cached |= known.keys()
+            while told < len(tasks) and tasks[told].actor in outcomes:
+                task = tasks[told]
+                for observer in self._observers:
+                    observer.task_done(task, outcomes[task.actor], task.actor in cached)
+                told += 1
+        return {task.actor: outcomes[task.actor] for task in tasks}
 
+    def _observe(self, task: Task) -> StepObserver | None:
         def observe(step: int, amount: int, loss: float) -> None:
             for observer in self._observers:
                 observer.step_done(task, step, amount, loss)
 
-        outcome = self._worker.execute(task, observe if self._observers else None)
-        store.cache(digest, outcome)
-        return outcome, False
+        return observe if self._observers else None
+
+
+def note_alone(worker: Worker, unit: Sequence[Task], observers: Sequence[Observer], noted: set[str]) -> None:
+    """Tells observers, once for each reason, why clients do not train side by side though they were to."""
+    reason = worker.alone_because(unit)
+    if reason and reason not in noted:
+        noted.add(reason)
+        for observer in observers:
+            observer.noted(alone_sentence(reason))

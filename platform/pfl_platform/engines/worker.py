@@ -14,9 +14,11 @@ from torch import Tensor
 
 from pfl_platform.adapters.heads import HEADS, first_heads
 from pfl_platform.adapters.host import BASE, Host
+from pfl_platform.adapters.lanes import Lanes, hindrance
 from pfl_platform.adapters.surfaces import AdapterType, Keys, MixFactory, Slot, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample, TaskData
+from pfl_platform.engines.batches import units, why_alone
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.generate import CellData, Judge, to_lines
 from pfl_platform.evaluation.surfaces import Cell, CellResult, Split
@@ -27,6 +29,7 @@ from pfl_platform.ledger.memory import peak_memory, reset_peak
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import Driver, TorchDriver
+from pfl_platform.training.lanes import Side, SideBySide
 from pfl_platform.training.loop import Actor, StepObserver, Trained, Work, alone, training
 
 LOG = "log/"
@@ -49,14 +52,28 @@ class Workplace:
     driver: Driver = field(default_factory=TorchDriver)
     meter: Callable[[], FlopMeter] = FlopMeter
     keeper: Keeper = field(default_factory=Keeper)
+    batch: int = 1  # clients that train side by side
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A task that has trained. begun, clock: when it began, by the clock that it is timed by."""
+
+    task: Task
+    state: dict[str, Tensor]
+    inbox: Tensors
+    done: Trained
+    begun: float
+    clock: Callable[[], float]
 
 
 class Worker:
-    """Executes tasks one after another. Keeps one `Host` per backbone."""
+    """Executes tasks, one after another or side by side. Keeps one `Host` per backbone."""
 
     def __init__(self, place: Workplace) -> None:
         self.place = place
         self._hosts: dict[str, Host] = {}
+        self._lanes: dict[str, Lanes] = {}
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
@@ -72,19 +89,59 @@ class Worker:
     def execute(self, task: Task, observe: StepObserver | None = None) -> Outcome:
         if task.recorded is not None:
             return Outcome(task.actor, task.state, None, task.num_examples, {}, cost=task.recorded)
-        return alone(self.turn(task, self.host(task.backbone), self.place.meter(), observe))
+        host, meter = self.host(task.backbone), self.place.meter()
+        return self._ended(alone(self._turn(task, host, meter, observe, time.perf_counter)), host, meter)
 
-    def turn(
+    def units(self, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
+        """The tasks, in parts that are carried out at once; see `pfl_platform.engines.batches`."""
+        return units(tasks, self._size, self.place.load)
+
+    @property
+    def _size(self) -> int:
+        return self.place.batch if self.place.batch < 2 or self.place.driver.portion.of == 1 else 1
+
+    def alone_because(self, unit: Sequence[Task]) -> str:
+        """Why tasks that were to be carried out side by side are not; empty where they are."""
+        if self.place.batch < 2 or not any(task.phases for task in unit):
+            return ""
+        if self._size < 2:
+            return "several ranks share a client"
+        if len(unit) == 1:
+            return why_alone(unit[0], self.place.load) or f"no other client trains on '{unit[0].backbone}'"
+        return hindrance(self.host(unit[0].backbone))
+
+    def together(self, tasks: Sequence[Task], observe: Callable[[Task], StepObserver | None]) -> list[Outcome]:
+        """Outcomes of a unit's tasks."""
+        if len(tasks) == 1 or self.alone_because(tasks):
+            return [self.execute(task, observe(task)) for task in tasks]
+        name, host = tasks[0].backbone, self.host(tasks[0].backbone)
+        if name not in self._lanes:
+            self._lanes[name] = Lanes(host, self.place.batch)
+        lanes = self._lanes[name]
+        sides = [Side[_Turn](number, meter=self.place.meter()) for number in range(len(tasks))]
+        works = [
+            self._turn(task, lanes.lanes[side.lane], side.meter, observe(task), side.clock)
+            for task, side in zip(tasks, sides, strict=True)
+        ]
+        turns, outcomes = SideBySide[_Turn](lanes).carry_out(sides, works), []
+        for turn, side in zip(turns, sides, strict=True):
+            with side.at_work():
+                if turn.task.score:
+                    host.load(turn.state)
+                outcomes.append(self._ended(turn, host, side.meter))
+        return outcomes
+
+    def _turn(
         self,
         task: Task,
         host: Host,
         meter: FlopMeter,
-        observe: StepObserver | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> Work[Outcome]:
-        """A task, as work that somebody carries out. host: where its actor trains. meter, clock: what it takes."""
-        begun = clock()
-        place = self.place
+        observe: StepObserver | None,
+        clock: Callable[[], float],
+    ) -> Work[_Turn]:
+        """What comes of a task's training, as work that somebody carries out. host: where its actor trains. meter,
+        clock: what it takes."""
+        begun, place = clock(), self.place
         reset_peak(host.backbone.device)
         host.load_frozen(task.frozen, place.store.get)
         host.load_base(task.base, place.store.get)
@@ -100,7 +157,11 @@ class Worker:
         live = [key for key in state if key in host.params]
         if any(key.startswith("frozen/") for key in live):
             host.frozen_address = None  # this task may have changed what others share
-        state = {**state, **host.read(live), **done.private}
+        return _Turn(task, {**state, **host.read(live), **done.private}, inbox, done, begun, clock)
+
+    def _ended(self, turn: _Turn, host: Host, meter: FlopMeter) -> Outcome:
+        """Sends, scores and books. host: with the actor's params loaded."""
+        place, task, state, inbox, done = self.place, turn.task, turn.state, turn.inbox, turn.done
         sent_tensors = self._outgoing(task, state, done, inbox)
         sent = place.store.put(sent_tensors) if sent_tensors else None
         scored, heads, head_payload = self._score(task, host, state)
@@ -111,7 +172,7 @@ class Worker:
         up = wire_by_tensor(sent_tensors) if sent else {}
         down_wire, head_wire = sum(down.values()), sum(heads.values())
         evaluating = task.stage == "score"
-        seconds = clock() - begun
+        seconds = turn.clock() - turn.begun
         cost = Cost(
             seconds=seconds,
             train_seconds=done.seconds,

@@ -35,6 +35,9 @@ class Observer:
     def stage_started(self, stage: str, round_index: int, tasks: Sequence[Task]) -> None:
         """The engine is about to run these tasks."""
 
+    def noted(self, sentence: str) -> None:
+        """Something of how the run is carried out that its user should know."""
+
     def step_done(self, task: Task, step: int, amount: int, loss: float) -> None:
         """A local step ended. Called often; be quick. `loss` is a batch mean."""
 

@@ -126,7 +126,11 @@ def pins(setup: Setup) -> dict[str, Any]:
     """What must not change between a run's start and whoever goes on with it; see `pfl_platform.store.pins`."""
     engine, others = setup.config.engine, setup.parts.others(setup.federation(MemoryStore()))
     # A set of the benchmark's that was not named is in the benchmark's digest.
-    named = {} if setup.config.public.name is None else {"public": public_digest(setup.public())}
+    named: dict[str, Any] = {}
+    if setup.config.public.name is not None:
+        named["public"] = public_digest(setup.public())
+    if engine.batch_clients != "off":
+        named["batch_clients"] = engine.batch_clients
     if setup.config.start:
         named["start"] = digest_of(setup.config.start)
     return pins_of(

@@ -18,6 +18,7 @@ from pfl_platform.adapters.surfaces import AdapterType
 from pfl_platform.backbones import Backbone
 from pfl_platform.config import Choice, RunConfig
 from pfl_platform.data import Benchmark, FilePicture, Picture, Sample, TaskData
+from pfl_platform.engines.batches import clients_of
 from pfl_platform.engines.ranks.place import SPREAD
 from pfl_platform.engines.worker import Worker, Workplace
 from pfl_platform.errors import UserError, nearest
@@ -80,6 +81,7 @@ class Setup:
         """The worker of this process."""
         config = self.config
         objective = self.parts.objective
+        rows = config.training.micro_batch or config.training.batch_size
         judge = Judge(self.metrics, config.evaluation.batch_size, config.evaluation.max_new_tokens)
         tasks = {
             Cell(client.client_id, task.name): task for client in self.benchmark.clients for task in client.tasks
@@ -96,6 +98,7 @@ class Setup:
                 cell_data=tasks.__getitem__,
                 cell_items=self._items,
                 driver=driver or TorchDriver(),
+                batch=clients_of(config.engine.batch_clients, rows),
                 keeper=Keeper(config.features.memory_mb << 20, config.features.disk_mb << 20, usual_folder()),
             )
         )

@@ -47,7 +47,8 @@ class FlopMeter:
     120.0
 
     total: what the profiler counted, scaled by tokens. formula: `pass_flops` of every pass of the watched backbones.
-    passes: how many of those there were, by backbone. tokens: by kind of pass. Dry rows are in none.
+    passes: how many of those there were, by backbone. tokens: by kind of pass. Dry rows are in none. rows: those of a
+    pass that it counts, None for no pass at all, where several clients train side by side.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class FlopMeter:
         self.formula = 0
         self.passes: dict[str, int] = {}
         self.tokens: dict[Pass, int] = {}
+        self.rows: slice | None = slice(None)
 
     def known(self, kind: tuple[str, ...]) -> bool:
         return kind in self._per_token
@@ -80,7 +82,7 @@ class FlopMeter:
             sizes.setdefault(key.partition("/")[0], []).append((tensor, tensor.numel()))
 
         def called(_module: nn.Module, _args: Any, inputs: Mapping[str, Any], _output: Any) -> None:
-            if self._dry:
+            if self._dry or self.rows is None:
                 return
             trained = idle = 0
             training: list[str] = []
@@ -95,7 +97,7 @@ class FlopMeter:
                     open_ = any(tensor.requires_grad for tensor, _ in sizes.get(slot, ()))
                     (training if open_ else resting).append(slot)
             masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
-            tokens = sum(int(mask.sum()) for mask in masks)
+            tokens = sum(int(mask[self.rows].sum()) for mask in masks)
             self.formula += pass_flops(host.linear_values, trained, idle, tokens, gradient=torch.is_grad_enabled())
             gradient = torch.is_grad_enabled() and trained > 0
             kind = Pass(host.backbone.name, tuple(training), tuple(resting), gradient)

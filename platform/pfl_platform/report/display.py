@@ -50,6 +50,9 @@ class PlainProgress(Tracker):
         for line in (headline(info), *notes(info)):
             self._say(line)
 
+    def noted(self, sentence: str) -> None:
+        self._say(f"note: {sentence}")
+
     def stage_started(self, stage: str, round_index: int, tasks: Sequence[Task]) -> None:
         super().stage_started(stage, round_index, tasks)
         if stage not in self._seen and not self.of_clients(tasks):
@@ -109,6 +112,9 @@ class LiveProgress(Tracker):
             get_renderable=self._frame, console=self._console, refresh_per_second=_REFRESHES, transient=True
         )
         self._live.start()
+
+    def noted(self, sentence: str) -> None:
+        self._console.print(f"note: {sentence}", markup=False)
 
     def round_done(self, round_index: int, summary: Mapping[str, Any]) -> None:
         super().round_done(round_index, summary)

@@ -228,7 +228,7 @@ def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
         if not actor.flops.known(kind):
             row = _view(actor, view.samples[:1], view.step, statistic.name, dry=True)
             actor.flops.measure(kind, row.encoded().tokens, lambda: _look(actor, statistic, None, row))
-        actor.flops.book(kind, view.encoded().tokens)
+        actor.flops.book(kind, view.tokens)
     return _look(actor, statistic, acc, view)
 
 
@@ -272,7 +272,7 @@ def _book_step(actor: Actor, phase: Phase, step: Step, views: Sequence[BatchView
     """Books a step at what its dry run has cost for each token."""
     if actor.flops is not None:
         for view in views:
-            actor.flops.book(("step", phase.name, step.name), view.encoded().tokens)
+            actor.flops.book(("step", phase.name, step.name), view.tokens)
 
 
 def _view(

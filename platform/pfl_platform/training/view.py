@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,22 @@ from pfl_platform.data import Sample
 from pfl_platform.training.surfaces import Output
 
 Rng = Callable[..., torch.Generator]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A forward pass that a view was asked for. number: of the passes that it was asked for before."""
+
+    number: int
+    mix: Mix
+    grad: bool
+    train: bool
+    taps: tuple[str, ...]
+    backbone: str
+
+
+Relay = Callable[[Call], Output]
+"""Answers in a view's place; see `pfl_platform.training.lanes`."""
 
 
 class BatchView:
@@ -38,7 +55,7 @@ class BatchView:
         dry: bool = False,
     ) -> None:
         self._hosts = hosts
-        self._name = name
+        self.name = name  # of the client's own backbone
         self.samples = samples
         self.step = step
         self.dry = dry
@@ -50,7 +67,9 @@ class BatchView:
         self._apart = False
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
-        self._forwards = 0
+        self.forwards = 0
+        self.relay: Relay | None = None
+        self.part: Encoded | None = None  # of a pass that several clients share, its own rows
 
     def stand_apart(self) -> None:
         """Makes each of its rows a micro-batch of its own."""
@@ -64,33 +83,50 @@ class BatchView:
 
     @property
     def params(self) -> Mapping[str, Tensor]:
-        return self._hosts(self._name).params
+        return self._hosts(self.name).params
 
     def backbone(self, name: str | None = None) -> Backbone:
-        return self._hosts(name or self._name).backbone
+        return self._hosts(name or self.name).backbone
 
     def encoded(self, name: str | None = None) -> Encoded:
         """The batch as a backbone of the task reads it."""
-        chosen = name or self._name
+        chosen = name or self.name
         if chosen not in self._encoded:
             self._encoded[chosen] = self._hosts(chosen).encode(self.samples, pixels=self.dry)
         return self._encoded[chosen]
 
+    @property
+    def tokens(self) -> int:
+        """Of the batch, as the client's own backbone reads it."""
+        return (self.part or self.encoded()).tokens
+
     def forward(
         self, mix: Mix, *, grad: bool = True, train: bool = True, taps: Sequence[str] = (), backbone: str | None = None
     ) -> Output:
-        other = backbone is not None and backbone != self._name
-        host = self._hosts(backbone or self._name)
-        encoded = self.encoded(backbone)
-        number = self._forwards
-        self._forwards += 1
-        rng = (lambda site: self._rng("forward", self.step, number, site)) if train and not other else None
+        other = backbone is not None and backbone != self.name
+        number = self.forwards
+        self.forwards += 1
+        chosen = backbone or self.name
+        call = Call(number, {} if other else mix, grad and not other, train and not other, tuple(taps), chosen)
+        return self.relay(call) if self.relay is not None else self.passed(call)
+
+    def rng(self, call: Call) -> Callable[[str], torch.Generator] | None:
+        """Where a pass's dropout comes from at each site."""
+        return (lambda site: self._rng("forward", self.step, call.number, site)) if call.train else None
+
+    def passed(self, call: Call) -> Output:
+        """What a call gives, by a pass of these rows alone."""
+        host, encoded = self._hosts(call.backbone), self.encoded(call.backbone)
         with ExitStack() as stack:
-            seen = stack.enter_context(tapping(host.backbone, taps))
-            stack.enter_context(host.mixing({} if other else mix, host.masks(encoded.inputs), rng))
-            stack.enter_context(torch.set_grad_enabled(grad and not other))
+            seen = stack.enter_context(tapping(host.backbone, call.taps))
+            stack.enter_context(host.mixing(call.mix, host.masks(encoded.inputs), self.rng(call)))
+            stack.enter_context(torch.set_grad_enabled(call.grad))
             logits = host.run(encoded.inputs, use_cache=False).logits
-        return Output(logits, encoded, seen, self._whole, self._apart)
+        return self.output(logits, encoded, seen)
+
+    def output(self, logits: Tensor, encoded: Encoded, taps: Mapping[str, Tensor] | None = None) -> Output:
+        """What a pass has given for these rows."""
+        return Output(logits, encoded, taps or {}, self._whole, self._apart)
 
 
 @contextmanager

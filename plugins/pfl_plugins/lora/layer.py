@@ -12,17 +12,18 @@ from torch.nn import functional
 from pfl_platform.adapters.surfaces import Control, Factors, Site, SlotLayer
 
 
-def dropped(x: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Inverted dropout whose mask comes from an addressed generator, on the device of x."""
-    if x.device.type != "cpu":
-        generator = torch.Generator(x.device).manual_seed(generator.initial_seed())
-    keep = torch.rand(x.shape, generator=generator, device=x.device) >= rate
-    return x * keep / (1.0 - rate)
+def dropped(x: Tensor, rate: float, chances: Tensor | None) -> Tensor:
+    """Inverted dropout by numbers in [0, 1) of the shape of x; x itself where there are none."""
+    return x if chances is None else x * (chances >= rate) / (1.0 - rate)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """`x weight^T`, (rows, positions, d_out): x (rows, positions, d_in), one weight (d_out, d_in) or one per row."""
-    return functional.linear(x, weight) if weight.dim() == 2 else torch.bmm(x, weight.transpose(1, 2))
+    """`x weight^T`, (rows, positions, d_out): x (rows, positions, d_in), one weight (d_out, d_in) or (groups, d_out,
+    d_in), each for as many rows."""
+    if weight.dim() == 2:
+        return functional.linear(x, weight)
+    grouped = x.reshape(weight.shape[0], -1, x.shape[-1])
+    return torch.bmm(grouped, weight.transpose(1, 2)).reshape(*x.shape[:-1], -1)
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:
@@ -62,9 +63,8 @@ class LoraSlots(SlotLayer):
 
     def mixture(self, x: Tensor, weights: Mapping[str, float | Tensor]) -> Tensor:
         x = x.to(self._a(next(iter(weights))).dtype)
-        rng = self.control.rng
-        if self.dropout > 0 and rng is not None:
-            x = dropped(x, self.dropout, rng(self.site.name))
+        if self.dropout > 0:
+            x = dropped(x, self.dropout, self.control.chances(self.site, x))
         return sum_of(self._share(x, slot, weight) for slot, weight in weights.items())
 
     def _share(self, x: Tensor, slot: str, weight: float | Tensor) -> Tensor:

@@ -57,9 +57,8 @@ class PQSlots(SlotLayer):
 
     def mixture(self, x: Tensor, weights: Mapping[str, float | Tensor]) -> Tensor:
         x = x.to(self.a.dtype)
-        rng = self.control.rng
-        if self.dropout > 0 and rng is not None:
-            x = dropped(x, self.dropout, rng(self.site.name))
+        if self.dropout > 0:
+            x = dropped(x, self.dropout, self.control.chances(self.site, x))
         z = functional.linear(x, self.a)
         if all(not isinstance(weight, Tensor) or weight.dim() == 0 for weight in weights.values()):
             y = _affine(
@@ -81,9 +80,9 @@ class PQSlots(SlotLayer):
 
 
 def _affine(z: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """`P z + Q` at each position, for one P and Q or one of each per row."""
+    """`P z + Q` at each position, for one P and Q or one of each for groups of rows."""
     y = product(z, p)
-    return y + (q if q.dim() == 1 else q[:, None, :])
+    return y + (q if q.dim() == 1 else q.repeat_interleave(y.shape[0] // q.shape[0], dim=0)[:, None, :])
 
 
 def _weighted(parts: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:

@@ -32,8 +32,9 @@ class Assigner:
             if task.recorded is None:
                 self._seconds[task.stage, task.actor] = outcomes[task.actor].cost.seconds
 
-    def assign(self, tasks: Sequence[Task]) -> dict[str, int]:
-        """Group of each actor."""
+    def assign(self, units: Sequence[Sequence[Task]]) -> dict[str, int]:
+        """Group of each actor; a unit's tasks go to one."""
+        tasks = [task for unit in units for task in unit]
         work = self._work(tasks)
         load = [0.0] * self.groups
         share = sum(work.values()) / self.groups
@@ -41,16 +42,20 @@ class Assigner:
         for task in tasks:
             per_backbone[task.backbone] = per_backbone.get(task.backbone, 0.0) + work[task.actor]
         found: dict[str, int] = {}
-        order = sorted(tasks, key=lambda task: (-per_backbone[task.backbone], task.backbone, -work[task.actor]))
+        sums = {unit[0].actor: sum(work[task.actor] for task in unit) for unit in units}
+        order = sorted(
+            (unit[0] for unit in units),
+            key=lambda task: (-per_backbone[task.backbone], task.backbone, -sums[task.actor]),
+        )
         for task in order:
             least = min(range(self.groups), key=lambda group: (load[group], group))
             holders = [group for group in range(self.groups) if task.backbone in self._loaded[group]]
-            fitting = [group for group in holders if load[group] + work[task.actor] <= share * SLACK]
+            fitting = [group for group in holders if load[group] + sums[task.actor] <= share * SLACK]
             chosen = min(fitting, key=lambda group: (load[group], group)) if fitting else least
             found[task.actor] = chosen
-            load[chosen] += work[task.actor]
+            load[chosen] += sums[task.actor]
             self._loaded[chosen] |= {task.backbone, *task.others}
-        return found
+        return {task.actor: found[unit[0].actor] for unit in units for task in unit}
 
     def _work(self, tasks: Sequence[Task]) -> dict[str, float]:
         """Seconds of each task, measured where the same was done before; else by its steps and cells, in proportion to
