@@ -26,6 +26,9 @@ class LoadOptions(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of all weights, whatever the file has"
     )
+    load: Literal["4bit", "8bit"] | None = Field(
+        None, description="fewer bits for the blocks' linear maps, where bitsandbytes is installed; computes in dtype"
+    )
     device: str = Field("cpu", description="cpu, cuda, cuda:N, auto (cuda when there is one), or meta (shapes only)")
     attention: Literal["eager", "sdpa"] = "sdpa"
     max_length: int | None = Field(

@@ -176,6 +176,7 @@ class Backbone:
         positions, size). Where not (statistics over a batch, rows that are packed or flattened), gradients of single
         samples are found one at a time.
     sight: how pictures pass the frozen part, where the family lets their features be kept.
+    few: paths of linear maps whose weights are held in fewer bits than the others. few_bytes: what these take in all.
     """
 
     card: Card
@@ -192,6 +193,8 @@ class Backbone:
     answer_side: tuple[str, ...] = ()
     rows_apart: bool = True
     sight: Sight | None = None
+    few: tuple[str, ...] = ()
+    few_bytes: float = 0.0
 
     @property
     def name(self) -> str:
@@ -224,3 +227,20 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def shape_of(linear: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a linear map, whose weight may be packed."""
+    return int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def dense_weight(linear: nn.Module) -> Tensor:
+    """The weight of a linear map, (d_out, d_in); of one in fewer bits what its values stand for, found by sending the
+    identity through it."""
+    weight, bias = linear.weight, getattr(linear, "bias", None)
+    assert isinstance(weight, Tensor)
+    if weight.is_floating_point():
+        return weight
+    out: Tensor = linear(torch.eye(shape_of(linear)[1], device=weight.device))
+    return (out if bias is None else out - bias).T

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pfl_platform.errors import UserError
-from pfl_platform.plugins import available, default
+from pfl_platform.plugins import available, default, unadorned
 from pfl_platform.recipe_files import TINY, find_recipe, in_row, like, rows_of, written_in
 from pfl_platform.settings import COMPONENTS, Settings, lay_over, leaves, long_form, nested, read
 
@@ -94,8 +94,8 @@ def shrunk(written: Settings, section: Mapping[str, Any], file: Path) -> Setting
 
 
 def stand_in(backbone: str) -> str:
-    """The small backbone that takes another's place; itself where its card names none."""
-    plugin = available("backbone").get(backbone)
+    """The small backbone that takes another's place, in full precision; itself where its card names none."""
+    plugin = available("backbone").get(unadorned(backbone))
     return str((plugin.about.get("stand_in") if plugin is not None else None) or backbone)
 
 

@@ -161,6 +161,15 @@ def available(kind: str) -> dict[str, Plugin]:
     return found
 
 
+def unadorned(backbone: str) -> str:
+    """The name under which a backbone is announced: what stands behind an `@` says in which form it is loaded.
+
+    >>> unadorned("a-model@4bit"), unadorned("a-model")
+    ('a-model', 'a-model')
+    """
+    return backbone.partition("@")[0]
+
+
 def find(kind: str, name: str) -> Plugin:
     """The plugin of that kind and name; an unknown name is a `UserError` with the nearest known one."""
     known = available(kind)

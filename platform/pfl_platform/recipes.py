@@ -33,7 +33,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.miniature import row_in_miniature, rows_in_miniature
-from pfl_platform.plugins import Plugin, PluginManager, available, default, find
+from pfl_platform.plugins import Plugin, PluginManager, available, default, find, unadorned
 from pfl_platform.recipe_files import (
     ABOUT,
     benchmark_setting,
@@ -294,7 +294,7 @@ def _check_names(config: RunConfig, benchmark: Benchmark) -> None:
             find(kind, choice.name)
     for backbone in config.backbones.values():
         if "/" not in backbone:  # with one it is an alias, such as a hub's id, which only the plugins know
-            find("backbone", backbone)
+            find("backbone", unadorned(backbone))
     check_client_names(config, benchmark)
 
 

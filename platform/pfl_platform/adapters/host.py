@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from pfl_platform.adapters.surfaces import (
     SlotLayer,
     Tensors,
 )
-from pfl_platform.backbones import FEATURES, Backbone, Encoded
+from pfl_platform.backbones import FEATURES, Backbone, Encoded, shape_of
 from pfl_platform.data import Sample
 from pfl_platform.features.shelf import Keeper, Shelf, frozen_stages
 
@@ -311,7 +311,7 @@ def linear_values(backbone: Backbone) -> int:
     modules = [backbone.module(path) for path in paths]
     modules = [module.base if isinstance(module, SlotLayer) else module for module in modules]
     modules.append(backbone.module(backbone.head))
-    return sum(int(cast(Tensor, module.weight).numel()) for module in modules)
+    return sum(rows * columns for rows, columns in map(shape_of, modules))
 
 
 def factored(dense: Tensor | None) -> Factors | None:

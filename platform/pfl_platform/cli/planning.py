@@ -19,11 +19,11 @@ from pfl_platform.config import Choice, RunConfig
 from pfl_platform.data import DATA
 from pfl_platform.errors import UserError
 from pfl_platform.federation.setup import assign
-from pfl_platform.ledger.estimates import Estimate, estimate
+from pfl_platform.ledger.estimates import Estimate, estimate, named_backbones
 from pfl_platform.ledger.shapes import Shapes
 from pfl_platform.ledger.working import Tracer
 from pfl_platform.outlines import Row, row_of
-from pfl_platform.plugins import PluginManager, available
+from pfl_platform.plugins import PluginManager, available, unadorned
 from pfl_platform.recipes import Resolver
 from pfl_platform.report.units import byte_text
 
@@ -118,14 +118,13 @@ class Planning:
         """The backbones of a run: its clients', and those that components name."""
         benchmark = self.resolver.benchmark(config.benchmark.model_dump())
         found = {self.shapes.backbone(name).name for name in assign(config, benchmark).values()}
-        for choice in (config.objective, config.aggregator):
-            found |= {value for value in choice.options.values() if isinstance(value, str) and value in _backbones()}
-        return found
+        return found | named_backbones(config)
 
     def model(self, name: str) -> dict[str, Any]:
         """Whether a backbone's files are here, and how to get them."""
         shape = self.shapes.of(name)
-        about = available("backbone")[name].about if name in _backbones() else {}
+        plugin = _backbones().get(unadorned(name))
+        about = plugin.about if plugin is not None else {}
         here = weights_here(name, str(about.get("source", "")))
         how = "" if here else f"hub: {about.get('source', '?')}; or a folder by --set backbone_options.path=DIR"
         return {
@@ -184,7 +183,7 @@ def _backbones() -> Mapping[str, Any]:
 def weights_here(name: str, source: str) -> bool:
     """Whether the files that a card names are on this machine: in its package, in another one, or in the hub's
     cache."""
-    plugin = available("backbone").get(name)
+    plugin = available("backbone").get(unadorned(name))
     if plugin is not None and plugin.folder is not None and (plugin.folder / source / "config.json").is_file():
         return True
     if source.startswith("package:"):

@@ -26,6 +26,7 @@ from pfl_platform.ledger.sampling import Pass
 from pfl_platform.ledger.shapes import Shape, Shapes
 from pfl_platform.ledger.working import LARGE, SEEN, SMALL, Passes, Work
 from pfl_platform.outlines import Row
+from pfl_platform.plugins import available, unadorned
 from pfl_platform.tuning import candidates
 
 FLOAT, MOMENTS = 4, 2
@@ -164,10 +165,19 @@ def tuned(config: RunConfig) -> int:
     return 0 if tried < 2 or replies else tried
 
 
+def named_backbones(config: RunConfig) -> set[str]:
+    """Backbones that components name, beside those of the clients."""
+    known, found = available("backbone"), set()
+    for choice in (config.objective, config.aggregator):
+        found |= {value for value in choice.options.values() if isinstance(value, str) and unadorned(value) in known}
+    return found
+
+
 def memory_of(config: RunConfig, used: list[str], work: Work, shapes: Shapes, row: Row) -> float:
     """Bytes at the peak, in a process that serves all backbones of a run."""
     width = WIDTHS[config.engine.dtype]
-    weights = sum(shapes.of(name).params * width for name in used)
+    every = {*used, *(shapes.of(name).name for name in named_backbones(config))}
+    weights = sum(shapes.loaded(name, config.backbone_options).weights(width) for name in sorted(every))
     largest = 0.0
     for name in used:
         shape, values = shapes.of(name), shapes.values(name, config.adapter)

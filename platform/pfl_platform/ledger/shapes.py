@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfl_platform.adapters.host import linear_values
-from pfl_platform.backbones import Backbone
+from pfl_platform.backbones import Backbone, shape_of
 from pfl_platform.config import Choice
-from pfl_platform.plugins import PluginManager, available
+from pfl_platform.plugins import PluginManager, available, unadorned
 
 
 @dataclass(frozen=True)
 class Shape:
     """params: all of them. linear: what a token is multiplied with. picture: what a picture passes beside, such as a
-    vision tower. outcomes: width of the head. per_picture: positions that a picture takes."""
+    vision tower. outcomes: width of the head. per_picture: positions that a picture takes. few: values that are held in
+    fewer bits than the others, `few_bytes` in all."""
 
     name: str
     params: int
@@ -25,6 +26,12 @@ class Shape:
     width: int
     outcomes: int
     per_picture: int
+    few: int = 0
+    few_bytes: float = 0.0
+
+    def weights(self, width: float) -> float:
+        """Bytes of all weights where one takes `width`, but for those in fewer bits."""
+        return (self.params - self.few) * width + self.few_bytes
 
 
 @dataclass
@@ -42,6 +49,16 @@ class Shapes:
             found: Backbone = self.manager.make("backbone", name, {"device": "meta", "dtype": "bfloat16"})
             self._backbones[name] = self._backbones.setdefault(found.name, found)
         return self._backbones[name]
+
+    def loaded(self, name: str, options: Mapping[str, Any]) -> Shape:
+        """Of a backbone under a run's own options, such as those that hold weights in fewer bits."""
+        if not options:
+            return self.of(name)
+        key = repr((name, sorted(options.items(), key=str)))
+        if key not in self._shapes:
+            asked = {**options, "device": "meta", "dtype": "bfloat16"}
+            self._shapes[key] = _shape(self.manager.make("backbone", name, asked))
+        return self._shapes[key]
 
     def of(self, name: str) -> Shape:
         backbone = self.backbone(name)
@@ -67,7 +84,7 @@ def _shape(backbone: Backbone) -> Shape:
         text |= {id(parameter) for parameter in backbone.module(path).parameters()}
     beside = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in text)
     weight: Any = head.weight
-    plugin = available("backbone").get(backbone.name)
+    plugin = available("backbone").get(unadorned(backbone.name))
     about: Mapping[str, Any] = plugin.about if plugin is not None else {}
     pictures = "vision" in backbone.card.modality
     return Shape(
@@ -79,4 +96,6 @@ def _shape(backbone: Backbone) -> Shape:
         width=backbone.card.hidden_size,
         outcomes=int(weight.shape[0]),
         per_picture=int(about.get("picture_tokens", 0)),
+        few=sum(rows * columns for rows, columns in (shape_of(backbone.module(path)) for path in backbone.few)),
+        few_bytes=backbone.few_bytes,
     )

@@ -15,7 +15,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.ledger.plan import small_backbones
 from pfl_platform.ledger.sampling import Pass
 from pfl_platform.ledger.tracing import Trace, Turn, trace
-from pfl_platform.plugins import PluginManager, available
+from pfl_platform.plugins import PluginManager, available, unadorned
 from pfl_platform.settings import COMPONENTS
 from pfl_platform.testing.kills import cache_of_its_own
 
@@ -130,4 +130,4 @@ def _coarse(value: Any) -> Any:
 def _without_models(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without names of backbones, which a trace has others of."""
     known = available("backbone")
-    return {key: value for key, value in options.items() if not (isinstance(value, str) and value in known)}
+    return {key: value for key, value in options.items() if not (isinstance(value, str) and unadorned(value) in known)}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.host import FROZEN
 from pfl_platform.adapters.surfaces import Keys, Site, Tensors, renamed
-from pfl_platform.backbones import IGNORE, Encoded, Span
+from pfl_platform.backbones import IGNORE, Encoded, Span, dense_weight
 from pfl_platform.data import Sample
 from pfl_platform.distillation.spans import MatchPlan, only
 from pfl_platform.federation.components import Federation
@@ -215,8 +215,7 @@ class AlignB(Statistic):
 def _outputs(view: View, backbone: str | None, site: Site, pooled: Tensor) -> Tensor:
     """The adapted map's own outputs W h of pooled inputs (a mean of outputs is the output of the mean)."""
     module = view.backbone(backbone).module(site.path)
-    base = getattr(module, "base", module)
-    weight: Tensor = base.weight  # type: ignore[assignment]
+    weight = dense_weight(getattr(module, "base", module))
     return pooled @ weight.to(pooled.dtype).T
 
 

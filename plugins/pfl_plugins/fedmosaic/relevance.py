@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfl_platform.adapters.surfaces import Mix, SlotLayer, Tensors
+from pfl_platform.backbones import shape_of
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.surfaces import Planned, Statistic, View
 from pfl_plugins.fedmosaic.config import RelaConfig
@@ -124,8 +125,7 @@ def _kept(size: int, fraction: float, seed: int) -> Tensor:
 
 
 def _shape(last: nn.Module) -> tuple[int, int]:
-    weight = cast(Tensor, (last.base if isinstance(last, SlotLayer) else last).weight)
-    return int(weight.shape[0]), int(weight.shape[1])
+    return shape_of(last.base if isinstance(last, SlotLayer) else last)
 
 
 def _eps(norm: nn.Module) -> float:

@@ -53,6 +53,11 @@ class Modules(AdapterType):
                 raise UserError(
                     f"No module of {backbone.name} is '{pattern}'; it has {', '.join(tops)}." + nearest(pattern, tops)
                 )
+        packed = [key for key, value in self._params(backbone).items() if not value.is_floating_point()]
+        if packed:
+            raise UserError(
+                f"{packed[0]} of {backbone.name} is held in few bits and cannot be trained; load all of it."
+            )
         if self.config.lora is not None:
             low_rank = self._beside(backbone)
             if not low_rank:
