@@ -32,6 +32,9 @@ class ZooCard(BaseModel):
         empty for a backbone that reads no text.
     config: the model's configuration, as transformers spells it; sizes of adapters follow from it.
     picture_tokens: positions that a picture takes in a row; 0 where none is read.
+    chat_template: the frame of a turn as runs put it, whatever template a tokenizer brings; empty where no text is
+        read. adaptable: linear maps of a block, to which adapters attach. memory: bytes of the weights by precision; in
+        `8bit` and `4bit` what is not quantised is bfloat16.
     stand_in: the tiny backbone that takes its place where a recipe is run in small.
     options: defaults of `LoadOptions`. measured: number by name, written by the script that made the weights.
     """
@@ -50,6 +53,9 @@ class ZooCard(BaseModel):
     tokenizer: str = ""
     picture_tokens: int = Field(0, ge=0)
     stand_in: str = ""
+    chat_template: str = ""
+    adaptable: tuple[str, ...] = ()
+    memory: dict[str, int] = Field(default_factory=dict)
     config: dict[str, Any]
     options: dict[str, Any] = Field(default_factory=dict)
     measured: dict[str, float] = Field(default_factory=dict)

@@ -9,11 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from pfl_model_zoo.cards import PACKAGE, all_cards, find, lookup, read_card
 from pfl_model_zoo.families.models import definition, size_of
 from pfl_model_zoo.options import LoadOptions, read_options
 from pfl_model_zoo.plugin import pfl_backbone_card, pfl_make_backbone
+from pfl_platform.cli import main
+from pfl_platform.data import Sample, Turn
 from pfl_platform.errors import UserError
 
 BUNDLED = [name for name, card in all_cards().items() if card.bundled]
@@ -52,6 +55,52 @@ def test_file_name_config_and_numbers_agree(name: str) -> None:
 def test_low_rank_adapters_have_the_published_sizes(name: str, r128: int) -> None:
     card = find(name)
     assert card.layers * sum(128 * (inputs + outputs) for _, inputs, outputs in card.linear_shapes()) == r128
+
+
+@pytest.mark.parametrize("name", sorted(REAL))
+def test_what_cards_derive_from_shapes_is_right(name: str) -> None:
+    """`tools/zoo_cards.py` writes it; here it is worked out from the published sizes."""
+    card, backbone = find(name), pfl_make_backbone(name, {"device": "meta"})
+    assert backbone is not None
+    assert card.adaptable == backbone.linears
+    maps = [backbone.module(f"{block}.{linear}") for block in backbone.blocks for linear in backbone.linears_in(block)]
+    kept = ["wo"] if card.family == "encoder_decoder" else []
+    few = [
+        module.weight.shape  # type: ignore[union-attr]
+        for module, path in zip(
+            maps, (linear for block in backbone.blocks for linear in backbone.linears_in(block)), strict=True
+        )
+        if path.rpartition(".")[2] not in kept
+    ]
+    values, rows = sum(shape.numel() for shape in few), sum(shape[0] for shape in few)  # type: ignore[operator, misc]
+    rest = 2 * (card.num_params - values)
+    expected = {"float32": 4 * card.num_params, "bfloat16": 2 * card.num_params, "8bit": rest + values + 4 * rows}
+    expected["4bit"] = round(rest + values * (1 / 2 + 1 / 64 + 1 / 4096))
+    assert card.memory == expected
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_frame_of_a_turn_is_the_card_s(name: str) -> None:
+    card, backbone = find(name), pfl_make_backbone(name, {"device": "meta"})
+    assert backbone is not None
+    assert card.adaptable == backbone.linears
+    assert card.memory["float32"] == 4 * card.num_params
+    if card.family == "vit":
+        assert not card.chat_template
+        return
+    asked = Sample("1", (Turn("Is it so?", "yes"),), options=("yes", "no"))
+    ids = backbone.codec.encode([asked]).inputs["input_ids"][0].tolist()
+    text = Tokenizer.from_file(str(PACKAGE / card.tokenizer / "tokenizer.json")).decode(ids, skip_special_tokens=True)
+    # An end token is left out here, and a tokenizer may begin with a space.
+    assert text.strip() == card.chat_template.format(question="Is it so?", answer="yes", end="")
+
+
+def test_show_tells_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "llava-llama-3.2-1b"]) == 0
+    out = capsys.readouterr().out
+    assert "chat_template: USER: {question} ASSISTANT: {answer}{end}" in out
+    assert "adaptable: self_attn.q_proj, self_attn.k_proj," in out
+    assert "memory: float32 6.18 GB, bfloat16 3.09 GB, 8bit 2.12 GB, 4bit 1.65 GB" in out
 
 
 @pytest.mark.parametrize("name", sorted(REAL))

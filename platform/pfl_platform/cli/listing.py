@@ -15,6 +15,7 @@ from pfl_platform.errors import UserError, nearest
 from pfl_platform.hookspecs import KINDS
 from pfl_platform.plugins import Plugin, PluginManager, available
 from pfl_platform.recipes import ABOUT, method_file, recipes
+from pfl_platform.report.units import byte_text
 from pfl_platform.settings import COMPONENTS, read
 from pfl_platform.validation import section_of
 
@@ -115,6 +116,7 @@ def _card(plugin: Plugin, manager: PluginManager) -> dict[str, Any]:
     card |= {
         key: value for key, value in plugin.about.items() if key not in card and not isinstance(value, dict | list)
     }
+    card |= {key: value for key in ("adaptable", "memory") if (value := plugin.about.get(key))}
     if measured := plugin.about.get("measured"):
         card["measured"] = measured
     if (model := manager.options(plugin.kind, plugin.name)) is not None:
@@ -161,12 +163,23 @@ def _type_name(annotation: Any) -> str:
     return "None" if annotation is type(None) else annotation.__name__ if plain else str(annotation)
 
 
+def _told(key: str, value: Any) -> str:
+    """A value as a reader wants it: names one after the other, bytes with their unit.
+
+    >>> _told("adaptable", ["a", "b"]), _told("memory", {"float32": 4_000_000})
+    ('a, b', 'float32 4.00 MB')
+    """
+    if key == "memory" and isinstance(value, Mapping):
+        return ", ".join(f"{name} {byte_text(size)}" for name, size in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _print_card(card: Mapping[str, Any]) -> None:
     screen = console(width=1000)
     screen.print(f"{card['kind']} {card['name']}", style="bold", markup=False, highlight=False)
     for key, value in card.items():
         if key not in ("kind", "name", "settings", "options", "tree", "samples", "data") and value:
-            screen.print(f"  {key}: {' '.join(str(value).split())}", markup=False, highlight=False)
+            screen.print(f"  {key}: {' '.join(_told(key, value).split())}", markup=False, highlight=False)
     if card.get("settings"):
         import yaml
 
