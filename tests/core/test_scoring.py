@@ -11,13 +11,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pfl_model_zoo.plugin import pfl_make_backbone
+from pfl_platform.adapters.export import save_personal
+from pfl_platform.adapters.folders import open_adapter
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import Slot
+from pfl_platform.backbones import Backbone
 from pfl_platform.cli.scoring import grid
-from pfl_platform.data import Benchmark
+from pfl_platform.data import Benchmark, Sample, Turn
 from pfl_platform.errors import UserError
 from pfl_platform.federation import session
 from pfl_platform.federation.scoring import score
 from pfl_platform.report.units import score_text
+from pfl_platform.rng import torch_rng
 from pfl_platform.testing import Bench
+from pfl_plugins.lora.adapter import Lora
+from pfl_plugins.lora.config import Config as LoraOptions
+from pfl_plugins.pqlora.adapter import PQLora
+from pfl_plugins.pqlora.config import Config as PQOptions
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +51,12 @@ def run(kit: Bench, benchmark: Benchmark) -> Path:
 
 def scored(kit: Bench, run: Path, benchmark: Benchmark, *adapters: Path, **more: Any) -> dict[str, Any]:
     return score(run, adapters, plugins=kit.manager, benchmark=benchmark, **more)
+
+
+def made() -> Backbone:
+    found: Backbone | None = pfl_make_backbone("tiny-llama-s", {})
+    assert found is not None
+    return found
 
 
 def zeroed(source: Path, folder: Path) -> Path:
@@ -79,6 +96,50 @@ def test_validation_samples_are_scored_when_asked_for(kit: Bench, run: Path, ben
     found = scored(kit, run, benchmark, run / "adapters", split="validation")
     assert found["split"] == "validation"
     assert set(found["run"].values()) == {None}, "the run has scored its test samples"
+
+
+def test_an_adapter_with_offsets_is_laid_exactly(tmp_path: Path) -> None:
+    pq = PQLora(PQOptions(r=8, blocks=2, scale=1.5))
+    host = Host(made(), pq, (Slot("local"),))
+    host.load({**pq.frozen(host.backbone, 0), **pq.initial(host.backbone, "local", 0)})
+    keys = [key for key in host.params if key.endswith(("/P", "/Q", "local/A", "local/B"))]
+    host.load({key: 0.3 * torch.randn(host.params[key].shape, generator=torch_rng(1, key)) for key in keys})
+    inputs = host.backbone.codec.encode([Sample("1", (Turn("Say one.", "one"),))]).inputs
+    with torch.no_grad(), host.mixing({"local": 1.0}):
+        expected = host.run(inputs, use_cache=False).logits
+    assert save_personal(host, {"local": 1.0}, tmp_path / "saved")
+    adapter = open_adapter(tmp_path / "saved", offsets=True)
+    bare = Host(made(), Lora(LoraOptions(r=2)), (Slot("local"),))
+    sites = {layer.site.path: name for name, layer in bare.layers.items()}
+    laid = {f"base/{sites[module]}/W": adapter.delta(module).dense() for module in adapter.modules}
+    offsets = {f"base/{sites[module]}/c": adapter.offset(module) for module in adapter.modules}
+    assert sum(bool(value.any()) for value in offsets.values() if value is not None) == 2 * 7, "of two blocks"
+    for address, tensors, alike in (("with", {**laid, **offsets}, True), ("without", laid, False)):
+        bare.load_base(address, lambda _, found=tensors: found)  # type: ignore[misc]
+        with torch.no_grad(), bare.mixing({}):
+            found = bare.run(inputs, use_cache=False).logits
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3) is alike
+    with pytest.raises(UserError, match="lora_bias: the adapter holds an offset beside the factors"):
+        open_adapter(tmp_path / "saved")
+
+
+def test_adapters_with_offsets_score_what_the_run_says(kit: Bench, benchmark: Benchmark, tmp_path: Path) -> None:
+    out = tmp_path / "pq"
+    more = {"adapter.name": "pqlora", "adapter.r": "8", "adapter.blocks": "2", "training.lr": "0.02"}
+    session.run(kit.config(**more, local_steps="8"), out, quiet=True, plugins=kit.manager, benchmark=benchmark)
+    results = json.loads((out / "results.json").read_bytes())["clients"]
+    found = scored(kit, out, benchmark, out / "adapters")["adapters"]["adapters"]["clients"]
+    own = {name: row["self"] for name, row in found.items()}
+    assert own == {name: entry["self"]["last"] for name, entry in results.items()}
+    one = sorted((out / "adapters").iterdir())[0]
+    tensors = load_file(one / "adapter_model.safetensors")
+    key = next(key for key in tensors if key.endswith(".lora_B.bias"))
+    save_file({**tensors, key: torch.zeros(1)}, one / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"lora_B\.bias' of shape \(1,\), which fits no factors"):
+        scored(kit, out, benchmark, one)
+    save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, one / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"whole tensors beside its factors, such as 'base_model\.model\.lm_head"):
+        scored(kit, out, benchmark, one)
 
 
 def test_what_does_not_fit_is_refused(kit: Bench, run: Path, benchmark: Benchmark, tmp_path: Path) -> None:

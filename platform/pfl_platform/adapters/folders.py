@@ -23,7 +23,7 @@ from pfl_platform.lowrank.deltas import Delta
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
-A, B = ".lora_A.weight", ".lora_B.weight"
+A, B, C = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
 REFUSED = {
     "use_dora": "a magnitude beside the factors (DoRA)",
     "lora_bias": "an offset beside the factors",
@@ -46,6 +46,7 @@ class AdapterFolder:
     shapes: Mapping[str, tuple[int, int, int]]  # module -> (d_out, rank, d_in)
     extra: tuple[str, ...]  # whole tensors that were trained beside the factors, for example a head
     dtype: torch.dtype
+    offsets: frozenset[str] = frozenset()  # keys of offsets beside the factors
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -73,20 +74,26 @@ class AdapterFolder:
         except UserError as error:
             raise UserError(f"{self.path}: {error} `merge --drop-bad` leaves such adapters out.") from None
 
+    def offset(self, module: str) -> Tensor | None:
+        """What the adapter adds to a module's output whatever it reads, (d_out,); None where that is nothing."""
+        key = PREFIX + module + C
+        return self.scale(module) * self.tensor(key) if key in self.offsets else None
+
     def tensor(self, key: str) -> Tensor:
         with safe_open(str(self.path / WEIGHTS), framework="pt") as file:
             found: Tensor = file.get_tensor(key)
         return found
 
 
-def open_adapter(path: Path, name: str | None = None) -> AdapterFolder:
-    """Reads the configuration and the header of the weights. Raises `UserError` for whatever is not plain factors."""
+def open_adapter(path: Path, name: str | None = None, *, offsets: bool = False) -> AdapterFolder:
+    """Reads the configuration and the header of the weights. Raises `UserError` for whatever is not plain factors.
+    offsets: those beside the factors (`lora_bias`) are read too."""
     config = _config(path)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UserError(f"{path / CONFIG} describes an adapter of type '{kind}'; only LORA can be merged.")
     for option, what in REFUSED.items():
-        if config.get(option):
+        if config.get(option) and not (offsets and option == "lora_bias"):
             raise UserError(f"{path / CONFIG} has {option}: the adapter holds {what}, which would be lost.")
     if config.get("bias", "none") != "none":
         raise UserError(f"{path / CONFIG} trains biases (bias: {config['bias']}), which merging would lose.")
@@ -103,12 +110,17 @@ def open_adapter(path: Path, name: str | None = None) -> AdapterFolder:
             dtypes = {part.get_dtype() for part in slices.values()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read as safetensors: {error}.") from None
-    modules, extra = _modules(path, shapes)
+    beside = frozenset(key for key in shapes if key.endswith(C)) if offsets else frozenset()
+    modules, extra = _modules(path, {key: shape for key, shape in shapes.items() if key not in beside})
+    for key in sorted(beside):
+        module = key.removeprefix(PREFIX).removesuffix(C)
+        if module not in modules or shapes[key] != modules[module][:1]:
+            raise UserError(f"{file} holds '{key}' of shape {shapes[key]}, which fits no factors there.")
     precision = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if strange := sorted(dtypes - set(precision)):
         raise UserError(f"{file} holds {strange[0]} numbers; only floating-point factors can be merged exactly.")
     widest = max((precision[dtype] for dtype in dtypes), key=lambda dtype: dtype.itemsize)
-    return AdapterFolder(path, name or path.name, config, modules, extra, widest)
+    return AdapterFolder(path, name or path.name, config, modules, extra, widest, beside)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -178,13 +178,16 @@ class Host:
             self.frozen_address = address
 
     def load_base(self, address: str | None, read: Callable[[str], Tensors]) -> None:
-        """Switches on the delta of the backbone that lies at an address (`base/site/W`), and off what was on before."""
+        """Switches on the delta of the backbone that lies at an address (`base/site/W`, and where it has an offset
+        `base/site/c`), and off what was on before."""
         if address == self.base_address:
             return
         tensors = read(address) if address is not None else {}
         for name, layer in self.layers.items():
             shift = tensors.get(f"{BASE}/{name}/W")
             layer.shift = None if shift is None else shift.to(self.backbone.device, torch.float32)
+            offset = tensors.get(f"{BASE}/{name}/c")
+            layer.offset = None if offset is None else offset.to(self.backbone.device, torch.float32)
         self.base_address = address
         self._base_factors.clear()
 

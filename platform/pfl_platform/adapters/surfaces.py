@@ -228,7 +228,9 @@ class SlotLayer(nn.Module, ABC):
         self.base = base
         self.mixes = nn.ModuleDict()
         self.by_row: dict[str, Tensor] = {}
-        self.shift: Tensor | None = None  # (d_out, d_in), added to the base map in every pass; see `Host.load_base`
+        # (d_out, d_in) and (d_out,), added to the base map in every pass; see `Host.load_base`.
+        self.shift: Tensor | None = None
+        self.offset: Tensor | None = None
         self.merged: tuple[Tensor, Tensor | None] | None = None  # weight and bias in place of all; see `Host.merging`
         # Held in a tuple so that nn.Module does not treat it as a child.
         self._control = (control,)
@@ -263,7 +265,7 @@ class SlotLayer(nn.Module, ABC):
             return functional.linear(x, *self.merged)
         out: Tensor = self.base(x)
         if self.shift is not None:
-            out = out + functional.linear(x.to(self.shift.dtype), self.shift).to(out.dtype)
+            out = out + functional.linear(x.to(self.shift.dtype), self.shift, self.offset).to(out.dtype)
         control = self.control
         if not control.mix:
             return out
@@ -283,6 +285,8 @@ class SlotLayer(nn.Module, ABC):
         weight, bias = self.weight, cast("Tensor | None", self.base.bias)
         if self.shift is not None:
             weight = weight + self.shift
+        if self.offset is not None:
+            bias = self.offset if bias is None else bias + self.offset
         for slot, part in weights.items():
             found = self.factors(slot)
             weight = torch.addmm(weight, found.u, found.v, alpha=part)

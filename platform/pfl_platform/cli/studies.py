@@ -160,7 +160,7 @@ def score(
         list[Path],
         typer.Argument(
             metavar="ADAPTER...",
-            help="Folders that peft or `merge` has saved (factors alone, no offsets), or with one for each client.",
+            help="Folders that peft or `merge` has saved or with one for each client.",
         ),
     ],
     split: Annotated[str | None, typer.Option("--split", help="Whose samples; default: as the run does.")] = None,

@@ -1,7 +1,7 @@
 """Adapters that lie in folders, a merged one for example, on the tasks of a finished run's clients. Nothing is trained.
 
-An adapter is laid over the bare backbone as a dense delta, so that it may have any rank and alpha, whatever the run's
-own adapters have. A task head is no part of it: each client answers with its own.
+An adapter is laid over the bare backbone as a dense delta with its offset, so that it may have any rank and alpha,
+whatever the run's own adapters have. A task head is no part of it: each client answers with its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pfl_platform.adapters.folders import CONFIG, AdapterFolder, open_adapter
+from pfl_platform.adapters.folders import CONFIG, PREFIX, AdapterFolder, open_adapter
 from pfl_platform.adapters.host import BASE, Host
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.data import Benchmark, ClientData
@@ -46,7 +46,7 @@ def score(
 ) -> dict[str, Any]:
     """Scores of adapters on every client's own tasks, beside what the run itself ended with.
 
-    adapters: folders that peft (or `merge`) has saved, factors without offsets; or a folder with one of them for each
+    adapters: folders that peft (or `merge`) has saved; or a folder with one of them for each
     client, under the client's name, as a run's `adapters` and the results of personal rules are. split: default as the
     run.
 
@@ -86,14 +86,14 @@ def _per_client(fed: Federation, path: Path) -> dict[str, AdapterFolder]:
     """Which adapter each client is scored with."""
     names = [client.client_id for client in fed.clients]
     if (path / CONFIG).exists() or not path.is_dir():
-        shared = open_adapter(path, path.name)
+        shared = open_adapter(path, path.name, offsets=True)
         return dict.fromkeys(names, shared)
     missing = [name for name in names if not (path / name / CONFIG).exists()]
     if missing:
         raise UserError(
             f"{path} has no {CONFIG}, so it is no adapter; nor has it a folder with one for the client '{missing[0]}'."
         )
-    return {name: open_adapter(path / name, name) for name in names}
+    return {name: open_adapter(path / name, name, offsets=True) for name in names}
 
 
 @dataclass
@@ -141,14 +141,23 @@ class _Scoring:
         name = self.fed.host_of(client_id)
         if (adapter.path, name) not in self.laid:
             host = self.worker.host(name)
-            self.laid[adapter.path, name] = self.fed.store.put(
-                {f"{BASE}/{site}/W": adapter.delta(module).dense() for site, module in _sites(host, adapter)}
-            )
+            laid = {}
+            for site, module in _sites(host, adapter):
+                laid[f"{BASE}/{site}/W"] = adapter.delta(module).dense()
+                if (offset := adapter.offset(module)) is not None:
+                    laid[f"{BASE}/{site}/c"] = offset
+            self.laid[adapter.path, name] = self.fed.store.put(laid)
         return self.laid[adapter.path, name]
 
 
 def _sites(host: Host, adapter: AdapterFolder) -> list[tuple[str, str]]:
     """(site, module) of what the adapter adapts. Raises `UserError` where the backbone has no such map."""
+    heads = tuple(f"{PREFIX}{path}." for path in host.backbone.task_head)
+    if whole := [key for key in adapter.extra if not (heads and key.startswith(heads))]:
+        raise UserError(
+            f"{adapter.path} holds whole tensors beside its factors, such as '{whole[0]}', which cannot be laid over a "
+            "backbone."
+        )
     by_path = {layer.site.path: (name, layer) for name, layer in host.layers.items()}
     found = []
     for module in adapter.modules:

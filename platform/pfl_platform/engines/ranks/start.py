@@ -122,6 +122,11 @@ def check_run(setup: Setup, place: Place) -> None:
         raise Refused(
             f"Under ZeRO stage 3 the clients of a backbone have one kind of adapter; '{client}' has options of its own."
         )
+    packed = [name for name in sorted(set(setup.backbone_of.values())) if setup.load(name).few]
+    if engine.zero == SPREAD and packed:
+        raise Refused(
+            f"ZeRO stage 3 spreads weights in full; '{packed[0]}' holds them in fewer bits, so leave out one."
+        )
     if place.groups > (clients := len(setup.benchmark.clients)):
         shared = "" if place.shards == 1 else f", {place.shards} for each client"
         raise Refused(f"There are {place.size} ranks{shared}, and {clients} clients; start no more than they need.")
