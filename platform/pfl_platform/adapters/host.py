@@ -311,9 +311,8 @@ class Host:
 def linear_values(backbone: Backbone) -> int:
     """See `Host.linear_values`."""
     paths = [f"{block}.{linear}" for block in backbone.blocks for linear in backbone.linears_in(block)]
-    modules = [backbone.module(path) for path in paths]
+    modules = [backbone.module(path) for path in (*paths, backbone.head)]
     modules = [module.base if isinstance(module, SlotLayer) else module for module in modules]
-    modules.append(backbone.module(backbone.head))
     return sum(rows * columns for rows, columns in map(shape_of, modules))
 
 
