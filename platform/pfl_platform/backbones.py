@@ -64,6 +64,12 @@ class Encoded:
         return replace(self, inputs=inputs, labels=self.labels.to(device), values=values)
 
     @property
+    def supervised(self) -> int:
+        """Positions that are supervised, and rows that have a value instead."""
+        rated = 0 if self.values is None else int((~self.values.isnan()).sum())
+        return int((self.labels[:, 1:] != IGNORE).sum()) + rated
+
+    @property
     def tokens(self) -> int:
         """Positions that are not padding, those of an encoder-decoder's answers included."""
         masks = [self.inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in self.inputs]

@@ -11,8 +11,8 @@ import pytest
 from pfl_platform.cli import main
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-ELSEWHERE = ("run", "list", "costs")
-"""Commands that have tests of their own: `test_documents`, `test_costs`."""
+ELSEWHERE = ("run", "list", "costs", "plan")
+"""Commands that have tests of their own: `test_documents`, `test_costs`, `test_plan`."""
 
 SMALL = [
     "--set=benchmark.num_clients=2", "--set=benchmark.backbones=tiny-llava-qwen-s", "--set=benchmark.test_size=2",

@@ -5,27 +5,40 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pfl_platform import __version__
 from pfl_platform.cli import typed
 from pfl_platform.cli.arguments import (
+    AdapterName,
+    BackboneName,
     BatchClients,
+    BenchmarkName,
     Data,
     EngineName,
     Gpus,
     Hostfile,
     Json,
+    LocalSteps,
     Markdown,
+    Plugin,
+    PublicSet,
+    PublicSize,
     Quiet,
     Ranks,
+    Recipe,
+    Rounds,
+    Row,
+    Seed,
+    Settings,
     Shards,
     Threads,
     Zero,
 )
 from pfl_platform.cli.files import files
+from pfl_platform.cli.forecasts import forecasts
 from pfl_platform.cli.output import complain, form_of
 from pfl_platform.cli.papers import papers
 from pfl_platform.cli.studies import studies
@@ -41,6 +54,7 @@ app = typer.Typer(
 )
 app.add_typer(studies)
 app.add_typer(papers)
+app.add_typer(forecasts)
 app.add_typer(files, name="data")
 
 
@@ -62,20 +76,15 @@ def _options(
 
 @app.command()
 def run(
-    plugin: Annotated[str | None, typer.Option("--plugin", "-p", help="The method: a name of `list plugins`.")] = None,
-    benchmark: Annotated[
-        str | None, typer.Option("--benchmark", "-b", help="A name of `list benchmarks`, or a folder.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="A name of `list recipes`, or a YAML file.")] = None,
-    row: Annotated[
-        list[str] | None,
-        typer.Option("--row", help="A row of a recipe that is a table; default: all. May be repeated."),
-    ] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="Another adapter than the method's own.")] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="One backbone for all clients.")] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")] = None,
-    local_steps: Annotated[int | None, typer.Option("--local-steps", help="Local steps of a client per round.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything that is random.")] = None,
+    plugin: Plugin = None,
+    benchmark: BenchmarkName = None,
+    recipe: Recipe = None,
+    row: Row = None,
+    adapter: AdapterName = None,
+    backbone: BackboneName = None,
+    rounds: Rounds = None,
+    local_steps: LocalSteps = None,
+    seed: Seed = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="Several runs, one per seed: 0,1,2.")] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
@@ -88,13 +97,9 @@ def run(
             "`list budgets`.",
         ),
     ] = None,
-    public: Annotated[
-        str | None, typer.Option("--public", help="The public set: a name, another benchmark, a folder, or a file.")
-    ] = None,
-    public_size: Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: key=value. May be repeated.")
-    ] = None,
+    public: PublicSet = None,
+    public_size: PublicSize = None,
+    settings: Settings = None,
     tune: Annotated[
         list[str] | None,
         typer.Option("--tune", help="Choose a setting on validation samples: key=a,b,c. May be repeated."),
@@ -114,36 +119,37 @@ def run(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the whole configuration; run nothing.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start even what seems not to fit into memory or onto the disk.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where the time of rounds goes, and trace the first steps.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a method on a benchmark."""
-    from pfl_platform.cli import budgets, running
+    from pfl_platform.cli import asking, budgets, running
     from pfl_platform.cli.launching import Ask
-    from pfl_platform.recipes import Request
-    from pfl_platform.tuning import grid
 
-    given: dict[str, Any] = {
-        "adapter.name": adapter,
-        "backbones": {"*": backbone} if backbone is not None else None,
-        "rounds": rounds,
-        "local_steps": local_steps,
-        "seed": seed,
-        "public.name": running.public_name(public),
-        "public.size": public_size,
-        "engine.threads": threads,
-        "engine.name": engine,
-        "engine.zero": zero,
-        "engine.shards": shards,
-        "engine.batch_clients": int(batch_clients) if batch_clients and batch_clients.isdecimal() else batch_clients,
-        "engine.device": "cuda" if gpus is not None else None,
-        "tune": dict(map(grid, tune)) if tune else None,
-    }
-    request = Request(
-        method=plugin,
+    request = asking.request(
+        plugin=plugin,
         benchmark=benchmark,
         recipe=recipe,
-        options={key: value for key, value in given.items() if value is not None},
-        sets=settings or (),
+        adapter=adapter,
+        backbone=backbone,
+        rounds=rounds,
+        local_steps=local_steps,
+        seed=seed,
+        public=public,
+        public_size=public_size,
+        settings=settings,
+        tune=tune,
+        threads=threads,
+        engine=engine,
+        gpus=gpus,
+        zero=zero,
+        shards=shards,
+        batch_clients=batch_clients,
     )
     plan = running.plan(
         request,
@@ -155,7 +161,7 @@ def run(
     if print_config:
         running.print_plan(budgets.foreseen(plan, budget))
         return
-    running.start(plan, out, quiet, budget, Ask(typed.words(), ranks, gpus, hostfile))
+    running.start(plan, out, quiet, budget, Ask(typed.words(), ranks, gpus, hostfile), running.How(force, profile))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,14 @@ from pfl_platform.settings import COMPONENTS, assignment
 if TYPE_CHECKING:
     from pfl_platform.engines.carrier import Carrier
     from pfl_platform.federation.together import Together
+
+
+@dataclass(frozen=True)
+class How:
+    """How runs are begun; see `session.run`."""
+
+    force: bool = False
+    profile: bool = False
 
 
 class Interrupted(RunStopped):
@@ -133,7 +141,9 @@ def print_plan(runs: Plan) -> None:
     print(yaml.safe_dump(values.get("", values), sort_keys=False, allow_unicode=True, width=100), end="")
 
 
-def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None, ask: Ask | None = None) -> None:
+def start(
+    runs: Plan, out: Path | None, quiet: bool, budget: str | None = None, ask: Ask | None = None, how: How | None = None
+) -> None:
     """Carries out a plan in a new folder; under a budget, which is solved first."""
     folder = out if out is not None else _new_folder(runs)
 
@@ -141,14 +151,14 @@ def start(runs: Plan, out: Path | None, quiet: bool, budget: str | None = None, 
         together = _together(carrier)
         together.once(lambda: _refuse_used(folder))
         if "" in runs:
-            _carry_out(runs, folder, quiet, carrier)
+            _carry_out(runs, folder, quiet, carrier, how=how)
             return
         _check(runs)
         with _stoppable(folder):
             solved = together.once(lambda: dumped(budgets.solved(runs, budget, quiet)))
         settled = {name: RunConfig.model_validate(config) for name, config in solved.items()}
         together.once(lambda: write_plan(settled, folder))
-        _carry_out(settled, folder, quiet, carrier)
+        _carry_out(settled, folder, quiet, carrier, how=how)
 
     _refuse_used(folder)
     launching.carry_out(list(runs.values()), ask or Ask(()), folder, work)
@@ -235,8 +245,10 @@ def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], 
         note(f"drawn: {file}")
 
 
-def _carry_out(runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None, show: bool = True) -> None:
-    results, together = [], _together(carrier)
+def _carry_out(
+    runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None, show: bool = True, how: How | None = None
+) -> None:
+    results, together, how = [], _together(carrier), how or How()
     with _stoppable(folder, None if show else "give the same command again"):
         from pfl_platform.federation import session
 
@@ -248,7 +260,9 @@ def _carry_out(runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = 
             elif together.once(partial(is_run, run)):
                 results.append(session.resume(run, quiet=quiet, carrier=carrier))
             else:
-                results.append(session.run(config, run, quiet=quiet, carrier=carrier))
+                results.append(
+                    session.run(config, run, quiet=quiet, carrier=carrier, force=how.force, profile=how.profile)
+                )
     if not together.leads or not show:
         return
     print_results(results)
@@ -353,9 +367,12 @@ def _check_results(file: Path, value: Mapping[str, Any]) -> None:
 
 def print_results(results: Sequence[Mapping[str, Any]], form: Form = "screen") -> None:
     from pfl_platform.report.markdown import compare_markdown, results_markdown
-    from pfl_platform.report.tables import compare_table, results_table
+    from pfl_platform.report.tables import compare_table, profile_table, results_table
 
     if form == "markdown":
         print(results_markdown(results[0]) if len(results) == 1 else compare_markdown(results), end="")
         return
     console().print(results_table(results[0]) if len(results) == 1 else compare_table(results))
+    for result in results:
+        if (profile := result.get("profile")) is not None:
+            console().print(profile_table(profile))

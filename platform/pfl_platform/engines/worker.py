@@ -31,6 +31,7 @@ from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import Driver, TorchDriver
 from pfl_platform.training.lanes import Side, SideBySide
 from pfl_platform.training.loop import Actor, StepObserver, Trained, Work, alone, training
+from pfl_platform.training.relief import HELP, METRIC, Relief, out_of_memory
 
 LOG = "log/"
 """Scalars of a client's state under this name are shown with the round, beside its losses."""
@@ -52,6 +53,7 @@ class Workplace:
     driver: Driver = field(default_factory=TorchDriver)
     meter: Callable[[], FlopMeter] = FlopMeter
     keeper: Keeper = field(default_factory=Keeper)
+    relief: Relief = field(default_factory=Relief)
     batch: int = 1  # clients that train side by side
 
 
@@ -190,6 +192,8 @@ class Worker:
             score_wire=down_wire if evaluating else 0,
         )
         metrics = {f"loss/{name}": sum(values) / len(values) for name, values in done.losses.items() if values}
+        if place.relief.parts > 1:
+            metrics[METRIC] = float(place.relief.parts)
         metrics |= {key.removeprefix(LOG): float(value) for key, value in state.items() if key.startswith(LOG)}
         return Outcome(
             actor=task.actor,
@@ -234,7 +238,9 @@ class Worker:
         names = dict.fromkeys((task.backbone, *task.others))
         slots = [slot.name for slot in self.place.slots]
         refs = {**state, **inbox}
-        actor = Actor(task.actor, task.backbone, declared, rng, self.place.driver, refs, meter, clock)
+        actor = Actor(
+            task.actor, task.backbone, declared, rng, self.place.driver, refs, meter, clock, self.place.relief
+        )
         try:
             with ExitStack() as stack:
                 for name in names:
@@ -242,7 +248,11 @@ class Worker:
                 if any(want.keys.names(BASE) for item in task.statistics for want in item.wants):
                     stack.enter_context(host.dense())
                 return (yield from training(actor, task.phases, task.statistics, state, observe))
-        except RunStopped as error:
+        except Exception as error:
+            if not isinstance(error, RunStopped) and not out_of_memory(error):
+                raise
+            if not isinstance(error, RunStopped):
+                error = RunStopped(f"Out of memory: {task.actor} does not fit; {HELP}")
             where = f"round {task.round_index + 1}" if task.stage == "round" else f"stage '{task.stage}'"
             raise RunStopped(f"{str(error).rstrip('.')} ({where}).") from None
 

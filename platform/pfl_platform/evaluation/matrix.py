@@ -266,6 +266,9 @@ def report_of(
 
 def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
     """`report_of` a run on disk, so that a resumed run reports what an undisturbed one does."""
+    from pfl_platform.report.profiles import read_profile
+    from pfl_platform.training.relief import notes_of
+
     prepared = folder.read_prepare() or {}
     rounds = folder.rounds()
     scored = {
@@ -290,7 +293,7 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
     shared = [prepared.get("cost"), *(record.get("shared_cost") for record in rounds)]
     config = setup.config.model_dump(mode="json")
     matrix = {index: cells for index, cells in scored.items() if cells}
-    return report_of(
+    found = report_of(
         config=config,
         benchmark=setup.benchmark.name,
         backbones={client: setup.backbone_of[client] for client in clients},
@@ -305,8 +308,10 @@ def results(folder: RunFolder, setup: Setup) -> dict[str, Any]:
         shared_costs=total(item for item in shared if item is not None),
         tuning=folder.read_tuning(),
         budget=held(config["budget"], rounds, prepared.get("cost") or {}) if config["budget"] else None,
-        notes=[note for metric in setup.metrics.values() for note in metric.notes],
+        notes=[*(note for metric in setup.metrics.values() for note in metric.notes), *notes_of(rounds)],
     )
+    profile = read_profile(folder.path)
+    return {**found, "profile": profile} if profile is not None else found
 
 
 def _begun(setup: Setup, index: int) -> dict[str, set[str]]:

@@ -43,11 +43,13 @@ from pfl_platform.federation.tasks import Engine
 from pfl_platform.federation.together import Alone, Together
 from pfl_platform.federation.watching import Books, Place
 from pfl_platform.ledger.costs import total
+from pfl_platform.ledger.profiling import FOLDER, Off, Profile
 from pfl_platform.plugins import PluginManager, available
 from pfl_platform.settings import COMPONENTS
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.store.pins import pins_of
 from pfl_platform.store.run_folder import RunFolder, require
+from pfl_platform.training.relief import parts_of
 from pfl_platform.tuning import candidates, with_values
 
 WATCHERS = ("progress", "tensorboard", "events")
@@ -62,18 +64,27 @@ def run(
     plugins: PluginManager | None = None,
     benchmark: Benchmark | None = None,
     carrier: Carrier | None = None,
+    force: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Runs a federation into the folder `out`, which must be new or empty. Returns the content of `results.json`.
 
     benchmark: takes the place of the one that the configuration names (the contract kit's, for example). carrier: what
-    carries out the run; this process when nothing is said.
+    carries out the run; this process when nothing is said. force: begin it though it may not fit; see `ledger.fitting`.
+    profile: tell where the time of rounds goes; see `ledger.profiling`.
     """
-    call = Call(plugins or PluginManager(), benchmark, quiet, out, carrier or InProcess())
+    from pfl_platform.ledger.fitting import refuse, refuse_weights  # which rehearses what is run here
+
+    call = Call(plugins or PluginManager(), benchmark, quiet, out, carrier or InProcess(), profile)
     config = pinned(config)
-    setup = build(config, call.manager, benchmark)
+    setup = build(
+        config, call.manager, benchmark, before_loading=lambda names: None if force else refuse_weights(config, names)
+    )
     tuning.check(setup, call.manager, candidates(config))
     _observers(call, setup.config)  # whatever is wrong with their options shows before anything is written
     call.carrier.check(setup)
+    if not force:
+        call.together.once(lambda: refuse(setup, call.manager, out))
     about = pins(setup)
     call.together.agree(about)
     return _continue(call, setup, call.carrier.create(out, config, about))
@@ -109,6 +120,7 @@ class Call:
     quiet: bool
     told: Path
     carrier: Carrier
+    profile: bool = False
 
     @property
     def together(self) -> Together:
@@ -259,9 +271,11 @@ class _Run:
         setup, folder = self.setup, self.folder
         store = self.call.carrier.store(folder)
         fed, parts, config = setup.federation(store, self.call.together), setup.parts, setup.config
-        worker = setup.worker(store, self.call.carrier.driver(config))
-        engine = self.call.carrier.engine(worker, (*self.observers, self.books))
+        watch = self._watch()
+        worker = watch.worker(setup.worker(store, self.call.carrier.driver(config)))
+        engine = watch.engine(self.call.carrier.engine(worker, (*self.observers, self.books)))
         done, last = self.call.together.once(lambda: self._stand(fed))
+        worker.place.relief.parts = parts_of([last] if last is not None else [])
         info = RunInfo(
             folder.path,
             config.method,
@@ -279,15 +293,24 @@ class _Run:
         if last is not None:
             progress = progress_of(last)
         for round_index in range(done, config.rounds):
-            parts = self._chosen(fed, progress, engine, round_index)
-            result = drive(one_round(fed, parts, progress, round_index), engine)
-            progress = result.progress
-            record = {**round_record(result), "shared_cost": total(self.books.taken())}
-            folder.commit_round(round_index, record)
-            folder.collect_garbage(rounds=[number - 1 for number in config.keep_rounds])
-            for observer in self.observers:
-                observer.round_done(round_index, record["summary"])
+            with watch.round(round_index):
+                parts = self._chosen(fed, progress, engine, round_index)
+                with watch.part("aggregation"):
+                    result = drive(one_round(fed, parts, progress, round_index), engine)
+                progress = result.progress
+                with watch.part("commit"):
+                    record = {**round_record(result), "shared_cost": total(self.books.taken())}
+                    folder.commit_round(round_index, record)
+                    folder.collect_garbage(rounds=[number - 1 for number in config.keep_rounds])
+                for observer in self.observers:
+                    observer.round_done(round_index, record["summary"])
         return self._finish(fed, parts, worker, progress)
+
+    def _watch(self) -> Profile | Off:
+        if not self.call.profile or not self.call.together.leads:
+            return Off()
+        device = self.setup.load(next(iter(self.setup.backbone_of.values()))).device
+        return Profile(device, self.folder.path / FOLDER)
 
     def _stand(self, fed: Federation) -> tuple[int, dict[str, Any] | None]:
         """How many rounds are finished, and the record of the last one."""

@@ -108,11 +108,20 @@ class Setup:
         return items_of(self.config.evaluation, task, split, own=own)
 
 
-def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None = None) -> Setup:
+def build(
+    config: RunConfig,
+    plugins: PluginManager,
+    benchmark: Benchmark | None = None,
+    *,
+    shapes: bool = False,
+    before_loading: Callable[[Sequence[str]], None] = lambda names: None,
+) -> Setup:
     """Makes and checks everything. Raises `UserError` with one sentence for whatever does not fit.
 
-    benchmark: used instead of the one that the configuration names.
+    benchmark: used instead of the one that the configuration names. shapes: backbones have shapes and no weights, for
+    plans. before_loading: told the names of the clients' backbones before the first is loaded.
     """
+    options = backbone_options(config) | ({"device": "meta"} if shapes else {})
 
     def made(kind: str, choice: Choice) -> Any:
         return plugins.make(kind, choice.name, choice.options)
@@ -130,12 +139,13 @@ def build(config: RunConfig, plugins: PluginManager, benchmark: Benchmark | None
     )
     check_components(config, parts)
     backbone_of = assign(config, benchmark)
+    before_loading(sorted(set(backbone_of.values())))
     loaded: dict[str, Backbone] = {}
 
     def load(name: str) -> Backbone:
         if name not in loaded:
             with torch.random.fork_rng(devices=[]):  # libraries draw first weights, which files replace
-                loaded[name] = plugins.make("backbone", name, backbone_options(config))
+                loaded[name] = plugins.make("backbone", name, options)
         return loaded[name]
 
     # A backbone may be known by several names; it is loaded, and averaged, as one.
@@ -232,14 +242,20 @@ def public_digest(samples: Sequence[Sample]) -> str:
 
 def backbone_options(config: RunConfig) -> dict[str, object]:
     """Options that every backbone is loaded with: the run's own, and the engine's precision and device."""
-    device = config.engine.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config)
     if config.engine.name == "deepspeed" and config.engine.zero == SPREAD and device != "meta":
         device = "cpu"  # from where its blocks are spread over the ranks' devices, one by one
     if device == "meta":
         raise UserError("The device 'meta' holds shapes only, so nothing can be trained there; it is for planning.")
     return {"dtype": config.engine.dtype, "device": device, **config.backbone_options}
+
+
+def device_of(config: RunConfig) -> str:
+    """The device of a run by name; `auto` is settled."""
+    device = config.engine.device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def assign(config: RunConfig, benchmark: Benchmark) -> dict[str, str]:

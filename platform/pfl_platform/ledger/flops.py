@@ -65,6 +65,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
         return result
 
 
+def formula_of(operator: Any) -> Callable[..., int] | None:
+    """Counts what one operator does, from its arguments and `out_val`; None where it is no product."""
+    return _FORMULAS.get(operator)
+
+
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether an operator is a Python function of others, as in inference mode, where autograd has not opened it."""

@@ -191,6 +191,12 @@ class Probe:
     _sent: dict[str, dict[Way, float]] = field(default_factory=dict)  # bytes of a turn, by client
     _rest: dict[int, list[_Turn]] = field(default_factory=dict)  # what was no client's turn, by round
     _before: list[Cost] = field(default_factory=list)  # of preparation
+    worker: Worker | None = None
+    """What carried the tasks out, while the probe lasts."""
+    aside: list[float] = field(default_factory=list)
+    """Seconds of each probed round that were no training: swapping, the server's sums, writing."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """Client id -> the address of its state after the last probed round."""
 
     def cost(self, quantity: str, rounds: int, local_steps: int) -> float:
         """FLOPs, bytes or seconds of a run of so many rounds and local steps, preparation included; for `steps`, the
@@ -218,7 +224,7 @@ class Probe:
     def _turn(self, ctx: ClientContext, quantity: str) -> float:
         name = ctx.client.client_id
         if quantity == "bytes":
-            return float(self._known(self._sent, name, _way(ctx, self.parts), 0.0))
+            return float(self._known(self._sent, name, way_of(ctx, self.parts), 0.0))
         counts = batches(trains(ctx, self.parts), measures(ctx, self.parts))
         free = Price()
         prices: dict[Kind, Price] = {kind: self._known(self._prices, name, kind, free) for kind in counts}
@@ -249,7 +255,7 @@ class Probe:
                 ctx = context(self.fed, clients[name], index)
                 prices = turn.prices(self._prices.setdefault(name, {}))
                 self._beside[name] = turn.beside(prices)  # of the last one, when nothing was done for the first time
-                self._sent.setdefault(name, {})[_way(ctx, self.parts)] = amount(asdict(turn.outcome.cost), "bytes")
+                self._sent.setdefault(name, {})[way_of(ctx, self.parts)] = amount(asdict(turn.outcome.cost), "bytes")
 
 
 @contextmanager
@@ -265,14 +271,18 @@ def probing(setup: Setup) -> Iterator[Probe]:
         store = DiskStore(Path(folder))
         fed, parts = setup.federation(store), setup.parts
         engine = _Engine(setup.worker(store))
-        probe = Probe(fed, parts)
+        probe = Probe(fed, parts, worker=engine.worker)
         progress = drive(prepare(fed, parts), engine)
         engine.keep = True
         probe._before = engine.before
         waiting = rounds_of(fed, parts)
         while waiting:
             index = waiting.pop(0)
+            begun = time.perf_counter()
             progress = drive(one_round(fed, parts, progress, index), engine).progress
+            trained = sum(turn.outcome.cost.train_seconds for turn in engine.turns)
+            probe.aside.append(time.perf_counter() - begun - trained)
+            probe.states = progress.states
             probe.take(index, engine.turns)
             engine.turns = []
             _sweep(store, {**asdict(progress), "frozen": fed.frozen, "prepared": fed.prepared})
@@ -295,10 +305,10 @@ def _kind(fed: Federation, parts: Parts, index: int) -> Any:
     """What tells a round from others, as far as can be known beforehand."""
     ctx = context(fed, fed.clients[0], index)
     kinds = sorted(batches(trains(ctx, parts), measures(ctx, parts)))
-    return (index == 0, *_way(ctx, parts), kinds, _due(fed, parts, index))
+    return (index == 0, *way_of(ctx, parts), kinds, _due(fed, parts, index))
 
 
-def _way(ctx: ClientContext, parts: Parts) -> Way:
+def way_of(ctx: ClientContext, parts: Parts) -> Way:
     return ctx.round_index == 0, parts.objective.uploads(ctx), parts.objective.downloads(ctx)
 
 

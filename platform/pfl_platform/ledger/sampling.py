@@ -60,6 +60,11 @@ class FlopMeter:
         self.tokens: dict[Pass, int] = {}
         self.rows: slice | None = slice(None)
 
+    @property
+    def per_token(self) -> Mapping[tuple[str, ...], float]:
+        """FLOPs of a token of each kind of work that was measured."""
+        return dict(self._per_token)
+
     def known(self, kind: tuple[str, ...]) -> bool:
         return kind in self._per_token
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pfl_platform.report.grids import Grid, Results, client_grid, compare_grid
+from pfl_platform.report.profiles import profile_grid
 
 
 def results_markdown(results: Results) -> str:
     """The clients of one run, from the content of its `results.json`; ends with a newline."""
-    return to_markdown(client_grid(results))
+    profile = results.get("profile")
+    more = "" if profile is None else "\n" + to_markdown(profile_grid(profile))
+    return to_markdown(client_grid(results)) + more
 
 
 def compare_markdown(results: Sequence[Results]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pfl_platform.report.grids import Column, Grid, Results, client_grid, compare_grid, excerpt
+from pfl_platform.report.profiles import profile_grid
 
 _NAME_WIDTH = 28
 
@@ -19,6 +21,11 @@ _NAME_WIDTH = 28
 def results_table(results: Results) -> RenderableType:
     """The clients of one run, from the content of its `results.json`."""
     return Page(excerpt(client_grid(results), results))
+
+
+def profile_table(profile: Mapping[str, Any]) -> RenderableType:
+    """Where the time of a run's rounds went."""
+    return Page(profile_grid(profile))
 
 
 def compare_table(results: Sequence[Results]) -> RenderableType:

@@ -30,6 +30,10 @@ class Stepper(Protocol):
         """Clips, takes the optimiser step at the rate for the phase's step `index`, clears gradients."""
         ...
 
+    def drop(self) -> None:
+        """Forgets the gradients since the last update."""
+        ...
+
     def moments(self) -> Tensors:
         """Adam's state, as keys `moments/<name>/...`; {} when the policy is to reset them."""
         ...
@@ -132,6 +136,9 @@ class TorchStepper:
         for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def drop(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
 
     def clip(self, params: Sequence[Tensor], largest: float) -> None:

@@ -22,7 +22,8 @@ from pfl_platform.data import Sample
 from pfl_platform.errors import RunStopped
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.training import gradients
-from pfl_platform.training.driver import Driver
+from pfl_platform.training.driver import Driver, Stepper
+from pfl_platform.training.relief import Relief, out_of_memory, released
 from pfl_platform.training.surfaces import Loss, Phase, Statistic, Step
 from pfl_platform.training.view import BatchView, Rng
 
@@ -43,6 +44,7 @@ class Actor:
     refs: Tensors = field(default_factory=dict)
     flops: FlopMeter | None = None
     clock: Callable[[], float] = time.perf_counter
+    relief: Relief = field(default_factory=Relief)
 
 
 @dataclass(frozen=True)
@@ -166,13 +168,13 @@ def _run_phase(
     losses = result.losses.setdefault(phase.name, [])
     for index in range(phase.amount):
         samples = source.batch(phase.first + index)
-        views = _views(actor, phase, samples, index)
+        views = actor.relief.split(_views(actor, phase, samples, index))
         dry: list[BatchView] = []
         for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
             if len(phase.steps) > 1:
                 host.select(step.train)
             _measure_step(actor, phase, step, views, dry, chosen)
-            loss = yield from _one_step(step, views, len(samples), stepper.backward)
+            loss, views = yield from _fitting_step(actor, phase, step, views, samples, stepper)
             _book_step(actor, phase, step, views)
             if actor.driver.portion.of > 1:
                 loss = actor.driver.total(loss) / actor.driver.portion.of
@@ -210,11 +212,34 @@ def _refuse_broken(actor: Actor, phase: Phase, params: Sequence[Mapping[str, Ten
                 )
 
 
-def _one_step(step: Step, views: Sequence[BatchView], rows: int, backward: Callable[[Tensor], None]) -> Work[float]:
-    """Forward and backward over the micro-batches; returns the batch's mean loss, penalty included."""
+def _fitting_step(
+    actor: Actor, phase: Phase, step: Step, views: list[BatchView], samples: Sequence[Sample], stepper: Stepper
+) -> Work[tuple[float, list[BatchView]]]:
+    """A step, taken anew with smaller micro-batches where memory runs out; the batch's mean loss, and what it was taken
+    in."""
+    index = views[0].step
+    while (loss := (yield from _one_step(step, views, len(samples), stepper.backward))) is None:
+        stepper.drop()
+        released()
+        whole = actor.driver.portion.of == 1
+        actor.relief.halve(f"{actor.name} in phase '{phase.name}'", views, alone=whole)
+        views = actor.relief.split(_views(actor, phase, samples, index))
+    return loss, views
+
+
+def _one_step(
+    step: Step, views: Sequence[BatchView], rows: int, backward: Callable[[Tensor], None]
+) -> Work[float | None]:
+    """Forward and backward over the micro-batches; returns the batch's mean loss, penalty included, or None where
+    memory ran out."""
     total = 0.0
     for view in views:
-        total += yield Micro(view, step.loss, rows, backward)
+        try:
+            total += yield Micro(view, step.loss, rows, backward)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return None
     penalty = step.penalty(views[0].params, views[0].refs) if step.penalty is not None else None
     if penalty is not None:
         backward(penalty)

@@ -65,6 +65,7 @@ class BatchView:
         self.weight = 1  # of its loss
         self._whole: Callable[[float], float] | None = None
         self._apart = False
+        self.taken_in = 1  # into how many parts micro-batches were split when it was made; see `relief`
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
         self.forwards = 0
@@ -80,6 +81,36 @@ class BatchView:
         number over all of them."""
         self.weight = weight
         self._whole = lambda value: total(value if weight else 0.0)
+
+    def parts(self, count: int) -> list[BatchView]:
+        """The same rows as so many micro-batches (at most one for each row), which are normalised like the whole."""
+        size = -(-len(self.samples) // count)
+        if size >= len(self.samples):
+            return [self]
+        pieces = [self.samples[start : start + size] for start in range(0, len(self.samples), size)]
+        found = []
+        for number, samples in enumerate(pieces):
+            part = BatchView(
+                self._hosts,
+                self.name,
+                samples,
+                step=self.step,
+                rng=lambda *names, number=number: self._rng("part", number, *names),
+                refs=self.refs,
+            )
+            part._whole = self._as_if_whole(part)
+            found.append(part)
+        return found
+
+    def _as_if_whole(self, part: BatchView) -> Callable[[float], float]:
+        """What a number of a part is for the whole, by the rows of both, or, for supervised positions, by theirs."""
+
+        def whole(value: float) -> float:
+            if isinstance(value, int):  # a number of rows
+                return value * len(self.samples) / len(part.samples)
+            return value * self.encoded().supervised / max(1, part.encoded().supervised)
+
+        return whole
 
     @property
     def params(self) -> Mapping[str, Tensor]:

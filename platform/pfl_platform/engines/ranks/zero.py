@@ -24,15 +24,13 @@ from torch import Tensor, nn
 
 from pfl_platform.adapters.host import BACKBONE, FROZEN, Host
 from pfl_platform.adapters.surfaces import Tensors
+from pfl_platform.engines.ranks.buffers import BUCKET
 from pfl_platform.engines.ranks.grid import Grid
 from pfl_platform.engines.ranks.place import SPREAD
 from pfl_platform.engines.ranks.splitting import split
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.training.driver import Portion, Stepper, TorchStepper
 from pfl_platform.training.surfaces import Optim
-
-BUCKET = 1 << 20
-"""Least number of values that are sent at once."""
 
 
 class ZeroDriver:
@@ -191,6 +189,16 @@ class ZeroStepper:
         self._hosted.step(stepped)
         if not done:  # DeepSpeed leaves such a step out without a word
             raise RunStopped(f"A gradient is not finite at local step {index}: lower the learning rate.")
+
+    def drop(self) -> None:
+        if self._hosted.stage:
+            raise RunStopped(
+                "Out of memory: ZeRO has taken in a part of this batch's gradients, which cannot be taken back; set "
+                "training.micro_batch to less."
+            )
+        for param in self._hosted.params.values():
+            param.grad = None
+        self._hosted.touched.clear()
 
     def moments(self) -> Tensors:
         found = self._stepper.moments()

@@ -1,0 +1,249 @@
+"""What is foreseen of a run, beside the run; and the parts that foresee it, by hand."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pfl_platform.cli import forecasting
+from pfl_platform.cli.app import main
+from pfl_platform.engines.worker import Worker
+from pfl_platform.errors import UserError
+from pfl_platform.federation import session
+from pfl_platform.federation.setup import build
+from pfl_platform.federation.tasks import Task
+from pfl_platform.ledger import calibration, fitting
+from pfl_platform.ledger.capacity import Capacity, container_limit
+from pfl_platform.ledger.hollow import Account, hollow, is_hollow
+from pfl_platform.ledger.outlook import Asked, helps, needed, outlook, proposals
+from pfl_platform.ledger.rehearsal import Rehearsal
+from pfl_platform.ledger.typical import typical
+from pfl_platform.outlines import Row
+from pfl_platform.plugins import PluginManager
+from pfl_platform.testing.bench import Bench
+
+METHOD = "fedit"
+TINY = ("tiny-llama-s", "tiny-llama-s")
+SETTINGS = ("local_steps=2", "evaluation.baseline=false", "evaluation.others=false", "training.batch_size=4")
+
+
+def test_what_is_held_by_hand() -> None:
+    account = Account()
+    with torch.device("meta"):
+        linear = torch.nn.Linear(10, 20, bias=False)
+    with hollow(account):
+        account.take(linear.weight, "weights")
+        x = torch.zeros(1000, 10)
+        y = linear(x).relu()
+        y.sum().backward()
+        assert is_hollow(y)
+        assert (y > 0).tolist() == [[True] * 20] * 1000
+        assert float(y.detach().sum()) == 1.0
+        assert str(y.device) == "cpu"
+        held = account.total
+    # weight and its gradient, x, and y, of which relu's result is the one that stays
+    assert held == 2 * 4 * 200 + 4 * 10_000 + 4 * 20_000
+    # the product, relu's result, and their gradients: never more than these beside what stays
+    assert held < account.most <= held + 3 * 4 * 20_000
+    del x, y, linear
+    assert account.total == 0
+
+
+def test_small_tables_keep_their_values() -> None:
+    with hollow(Account()), torch.no_grad():
+        table = torch.zeros(4, 4)
+        big = torch.ones(100, 100)
+        table[0, 1:3] = big[0, :2] * 0.5
+        squares = torch.zeros(3, 3)
+        squares += big[:, :3].T @ big[:, :3]
+        assert table[0].tolist() == [0.0, 1.0, 1.0, 0.0]
+        assert not bool(table[1].any())
+        assert torch.linalg.matrix_rank(squares) == 3
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(METHOD, tmp_path_factory.mktemp("plan"), TINY, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def asked(bench: Bench) -> Asked:
+    return Asked(bench.config(), bench.manager, bench.benchmark(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def rehearsed(asked: Asked) -> Rehearsal:
+    return asked.rehearsed()
+
+
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The allocator's peak of every task, with the weights and adapters of all hosts."""
+    found: list[int] = []
+    execute = Worker.execute
+
+    def watched(worker: Worker, task: Task, *rest: Any) -> Any:
+        hosts = [worker.host(name) for name in TINY]
+        tensors = [
+            tensor
+            for host in hosts
+            for tensor in (*host.backbone.model.parameters(), *host.backbone.model.buffers(), *host.params.values())
+        ]
+        held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            outcome = execute(worker, task, *rest)
+        events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+        now = most = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        found.append(sum(held.values()) + most)
+        return outcome
+
+    monkeypatch.setattr(Worker, "execute", watched)
+    return found
+
+
+def test_memory_and_bytes_are_those_of_the_run(
+    bench: Bench, asked: Asked, rehearsed: Rehearsal, peaks: list[int]
+) -> None:
+    assert not rehearsed.stopped
+    out = bench.run()
+    assert needed(asked.config, rehearsed) == pytest.approx(max(peaks), rel=0.15)
+    foreseen = outlook(asked, rehearsed, Capacity(1 << 40, "x"))
+    records = [json.loads(file.read_text()) for file in sorted((out / "rounds").glob("*.json"))]
+    for name in ("up_payload", "up_wire", "down_payload", "down_wire"):
+        spent = sum(entry["cost"][name] for record in records for entry in record["clients"].values())
+        assert foreseen["bytes"][name] == spent > 0
+    spent = sum(entry["cost"]["flops"] for record in records for entry in record["clients"].values())
+    assert foreseen["flops"]["train"] == pytest.approx(spent, rel=0.15)
+    folder = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    assert foreseen["disk"]["left"] == pytest.approx(folder, rel=0.5)
+
+
+def test_what_does_not_fit_gets_proposals_that_do(asked: Asked, rehearsed: Rehearsal) -> None:
+    training, evaluation = rehearsed.most("training"), rehearsed.most("evaluation")
+    assert training is not None
+    assert evaluation is not None
+    room = Capacity(training.total - training.parts["activations"] // 4, "a small device")
+    (smaller,) = [text for text in proposals(asked, rehearsed, room) if "micro_batch" in text]
+    assert "--set training.micro_batch=2" in smaller or "--set training.micro_batch=3" in smaller
+    settings = {"micro_batch": int(smaller.partition("micro_batch=")[2][0])}
+    changed = asked.config.model_copy(update={"training": asked.config.training.model_copy(update=settings)})
+    again = asked.rehearsed(changed, 1).most("training")
+    assert again is not None
+    assert again.total <= room.bytes < training.total
+    roomy = proposals(asked, rehearsed, Capacity(5 * needed(asked.config, rehearsed), "a large device"))
+    assert roomy == ["5 such processes would fit on a large device (--engine deepspeed --ranks N)"]
+    assert "training.micro_batch" in helps(("activations", 1))
+
+
+def test_a_container_has_less_than_its_machine(tmp_path: Path) -> None:
+    groups = tmp_path / "groups"
+    groups.write_text("0::/outer/inner\n")
+    inner = tmp_path / "root" / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    assert container_limit(tmp_path / "root", groups) > 1 << 50
+    (inner.parent / "memory.max").write_text("1000000\n")
+    assert container_limit(tmp_path / "root", groups) == 1_000_000
+    groups.write_text("4:memory:/v1\n")
+    old = tmp_path / "root" / "memory" / "v1"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("2000\n")
+    assert container_limit(tmp_path / "root", groups) == 2000
+
+
+def test_time_is_that_of_a_calibration(asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PFL_CACHE", str(tmp_path))
+    seconds = calibration.Seconds(1.0, 2.0, 0.5, 0.25, 0.125, 1e9, {"a": 0.01, "b": 0.03})
+    assert calibration.known(asked.config) is None
+    assert calibration.rate(asked.config) is None
+    calibration.keep(asked.config, seconds)
+    more = asked.config.model_copy(update={"rounds": 10, "local_steps": 8})
+    assert calibration.known(more) == seconds
+    # 1 + 2 + 10 x (0.5 + 8 x 0.25) + 10 x 0.125 + 100 x 0.01 + 100 x 0.02, for a backbone that was not asked
+    assert seconds.of(10, 8, {"a": 100, "c": 100})["total"] == pytest.approx(3 + 25 + 1.25 + 3)
+    other = asked.config.model_copy(update={"method": "x"})
+    assert calibration.known(other) is None
+    assert calibration.rate(other) == (1e9, METHOD)
+
+
+def test_some_steps_of_a_run_calibrate_it(asked: Asked) -> None:
+    config = asked.config.model_copy(update={"rounds": 1})
+    seconds = calibration.measured(config, asked.manager, asked.benchmark)
+    assert min(seconds.start, seconds.step, seconds.rate, *seconds.question.values()) > 0
+    assert set(seconds.question) == {"tiny-llama-s"}
+    assert seconds.of(1, 2, {"tiny-llama-s": 4})["train"] == pytest.approx(seconds.turn + 2 * seconds.step)
+
+
+def test_what_cannot_fit_is_refused_and_forced(bench: Bench, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark, manager, out = bench.benchmark(), bench.manager, bench.folder / "refused"
+    room = Capacity(2_000_000, "a small device")
+    monkeypatch.setattr(fitting, "memory_of", lambda device: room)
+    config = asked.config.model_copy(update={"rounds": 1})
+    with pytest.raises(UserError, match=r"a small device has 2.00 MB: weights take most, 2.41 MB;.*--force"):
+        session.run(config, out, quiet=True, plugins=manager, benchmark=benchmark)
+    room = Capacity(3_000_000, "a small device")  # room for the weights, and not for the passes
+    with pytest.raises(UserError, match=r"The run needs about .* MB of memory and a small device has 3.00 MB"):
+        session.run(config, out, quiet=True, plugins=manager, benchmark=benchmark)
+    assert not out.exists()
+    session.run(config, out, quiet=True, plugins=manager, benchmark=benchmark, force=True)
+    assert (out / "results.json").is_file()
+
+
+def test_a_full_disk_is_known_before(bench: Bench, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "disk_free", lambda folder: 1000)
+    out = bench.folder / "full"
+    with pytest.raises(UserError, match=r"1.00 kB are free where .*full lies: .*--out. --force"):
+        session.run(asked.config, out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark())
+    assert not out.exists()
+
+
+def test_what_surely_fits_is_not_rehearsed(bench: Bench, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(fitting, "rehearse", never)
+    setup = build(asked.config, bench.manager, bench.benchmark())
+    assert fitting.bound(setup) < 2e9  # of some twenty MB that are needed
+    begun = time.process_time()
+    fitting.refuse(setup, bench.manager, bench.folder)
+    assert time.process_time() - begun < 0.5
+
+
+def test_samples_of_files_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PFL_DATA", raising=False)
+    outlined = PluginManager().outline("glue", {})
+    made = typical(outlined, Row(text=5, pictures=2.0, answers=3, known=True))
+    task, published = made.clients[0].tasks[0], outlined.clients[0].tasks[0]
+    assert (len(task.train), len(task.test)) == (len(published.train), len(published.test))
+    sample = task.train[7]
+    assert (sample.turns[0].human, sample.turns[0].answer, len(sample.pictures)) == ("a a a a a", "a a a", 2)
+    assert sample.id != task.train[8].id != task.test[8].id
+
+
+def test_the_command(
+    federation: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PFL_CACHE", str(tmp_path))
+    words = ["plan", "--plugin", "sft", "--benchmark", str(federation(a="tiny-llama-s")), "--rounds", "1"]
+    words += ["--local-steps", "1", "--set", "training.batch_size=2", "--set", "evaluation.max_new_tokens=1"]
+    assert main([*words, "--memory", "0.001", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (backbone,) = found["backbones"]
+    assert backbone["training"]["parts"]["weights"] == pytest.approx(4 * backbone["params"], rel=0.01)
+    assert found["bytes"]["up_payload"] == 0
+    assert not found["fits"]
+    assert found["seconds"] is None
+    assert found["proposals"]
+    forecasting.show(found)
+    assert "does not fit into 1.00 MB of that device" in capsys.readouterr().out
+    assert main(["plan", "--plugin", "sft", "--memory", "-1"]) == 2

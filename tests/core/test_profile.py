@@ -1,0 +1,75 @@
+"""Where a round's time goes: by a stopwatch whose parts are known, and in a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfl_platform.federation import session
+from pfl_platform.ledger.profiling import PARTS, Profile
+from pfl_platform.report.markdown import results_markdown
+from pfl_platform.report.profiles import profile_grid
+from pfl_platform.testing.bench import Bench
+from run_support import left
+
+MARGIN = 0.15
+"""Of a round's time, what may be in no named part."""
+
+
+def test_parts_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    profile = Profile(torch.device("cpu"))
+
+    def work(seconds: float) -> None:
+        now[0] += seconds
+
+    with profile.part("rest"):
+        work(1)
+        with profile.part("forward"):
+            work(2)
+            with profile.part("data"):
+                work(4)
+            work(8)
+        with profile.part("counting", whole=True):
+            work(16)
+            with profile.part("forward"):
+                work(32)
+    found = {name: seconds for name, seconds in profile.taken().items() if seconds}
+    assert found == {"data": 4.0, "forward": 10.0, "counting": 48.0, "rest": 1.0}
+    assert profile.timed("swap", work)(3.0) is None
+    assert profile.taken()["swap"] == 3.0
+    assert not any(profile.taken().values())
+
+
+def test_a_profiled_run_tells_and_changes_nothing(tmp_path: Path) -> None:
+    settings = ("local_steps=3", "evaluation.baseline=false", "evaluation.others=false", "evaluation.max_new_tokens=1")
+    bench = Bench("fedit", tmp_path, ("tiny-llama-s", "tiny-llama-s"), settings, rounds=2)
+    plain = bench.run()
+    out = tmp_path / "profiled"
+    results = session.run(
+        bench.config(), out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark(), profile=True
+    )
+    assert left(out) == left(plain)
+    rounds = results["profile"]["rounds"]
+    assert list(rounds) == ["1", "2"]
+    assert "profile" not in json.loads((plain / "results.json").read_text())
+    for number, found in rounds.items():
+        assert set(found) == set(PARTS)
+        record = json.loads((out / "rounds" / f"{int(number) - 1:04d}.json").read_text())
+        clients = sum(entry["cost"]["seconds"] for entry in record["clients"].values())
+        named = sum(seconds for part, seconds in found.items() if part != "rest")
+        assert named >= clients * (1 - MARGIN)
+        assert found["rest"] <= sum(found.values()) * (2 * MARGIN if number == "1" else MARGIN)
+        for part in ("data", "forward", "backward", "optimiser", "swap", "aggregation", "commit"):
+            assert found[part] > 0, part
+    assert rounds["2"]["evaluation"] > 0
+    (trace,) = (out / "profile").glob("*.pt.trace.json")
+    assert any("fused_adam" in str(event.get("name", "")) for event in json.loads(trace.read_text())["traceEvents"])
+    grid = profile_grid(results["profile"])
+    assert "backward" in {column.head[1] for column in grid.columns}
+    assert "Where the time went" in results_markdown(results)
