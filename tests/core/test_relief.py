@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Keys, Slot, Tensors
+from pfl_platform.backbones import IGNORE
 from pfl_platform.data import Sample, Turn
 from pfl_platform.errors import RunStopped
 from pfl_platform.federation import session
@@ -25,6 +26,7 @@ from pfl_platform.training.losses import answers_under
 from pfl_platform.training.relief import METRIC, Relief, out_of_memory
 from pfl_platform.training.streams import Epochs
 from pfl_platform.training.surfaces import Optim, Phase, Step
+from pfl_platform.training.view import BatchView
 
 ANSWERS = ("red", "a blue one", "big", "left and right and left again", "no")
 SAMPLES = [Sample(str(k), (Turn(f"Say {word}.", word),)) for k, word in enumerate(ANSWERS)]
@@ -106,6 +108,18 @@ def test_halved_micro_batches_have_the_gradients_of_whole_ones(
         assert sorted(one) == sorted(other)
         assert all(torch.allclose(one[key], other[key], rtol=1e-4, atol=1e-7) for key in one)
         assert max(float(value.abs().max()) for value in one.values()) > 1e-3
+
+
+def test_parts_of_a_batch_count_as_the_whole_does(host: Host) -> None:
+    rows = [*SAMPLES[:2], Sample("none", (Turn("Say nothing.", ""),))]
+    view = BatchView(lambda _: host, "tiny", rows, step=0, rng=lambda *parts: torch_rng(0, *parts))
+    parts, whole = view.parts(4), view.encoded().supervised
+    assert [len(part.samples) for part in parts] == [1, 1, 1]
+    assert sum(part.encoded().supervised for part in parts) == whole > 0
+    for part in parts:
+        output = part.forward({"local": 1.0}, grad=False)
+        counts = (output.encoded.labels[:, 1:] != IGNORE).sum(dim=1)
+        assert float(output.per_supervised(counts)) == pytest.approx(3 / whole)
 
 
 def test_a_row_that_does_not_fit_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

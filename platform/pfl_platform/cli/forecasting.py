@@ -138,6 +138,8 @@ def show(found: Mapping[str, Any]) -> None:
     verdict = "fits" if found["fits"] else "does not fit"
     say(f"\nAt most {byte_text(found['memory'])} of tensors: {verdict} into {byte_text(capacity['bytes'])} of "
         f"{capacity['whose']}.")  # fmt: skip
+    if engine["batch_clients"] != "off":
+        say("Clients that train side by side (--batch-clients) each hold what training holds beside the weights.")
     for sentence in found["proposals"]:
         say(f"  {sentence}")
     say("")

@@ -108,7 +108,8 @@ class BatchView:
         def whole(value: float) -> float:
             if isinstance(value, int):  # a number of rows
                 return value * len(self.samples) / len(part.samples)
-            return value * self.encoded().supervised / max(1, part.encoded().supervised)
+            own, all_ = part.encoded().supervised, self.encoded().supervised
+            return value * all_ / own if own else float(max(1, all_))  # rows that teach nothing divide nothing by zero
 
         return whole
 
