@@ -1,10 +1,11 @@
 """How much faster clients train side by side than one after another.
 
     python tools/perf/batched_ratio.py [--backbone NAME] [--adapter NAME] [--clients K] [--batch N ...] [--threads N]
-        [--steps N] [--pairs N]
+        [--steps N] [--pairs N] [--metered]
 
-The training of K clients of drake-synth on one backbone, by one worker, with everything that a task's training has:
-batches from streams, the FLOP meter, clipping, AdamW. Both arms run in turn with the same number of threads, and train
+The training of K clients of drake-synth on one backbone, by one worker, with everything that a local step has: batches
+from streams, clipping, AdamW. The dry row by which FLOPs are counted, one for each task and the same in both arms, is
+left out unless `--metered`. Both arms run in turn with the same number of threads, and train
 the same tasks from the same states; the medians of the pairwise ratios one after another / side by side are printed, of
 wall time and of processor time, with the smallest and largest, and by how much the adapters differ in the end.
 """
@@ -23,11 +24,22 @@ from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.federation.rounds import client_task, drive, prepare
 from pfl_platform.federation.setup import build
 from pfl_platform.federation.tasks import Outcome
+from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
 from pfl_platform.store.memory import MemoryStore
 
 BOUNDS = {1: 2.5, 4: 1.3}
+
+
+class Still(FlopMeter):
+    """Counts nothing."""
+
+    def known(self, kind: tuple[str, ...]) -> bool:
+        return True
+
+    def book(self, kind: tuple[str, ...], tokens: int) -> None:
+        pass
 
 
 def arms(
@@ -46,6 +58,7 @@ def arms(
     )
     store = MemoryStore()
     fed, worker = setup.federation(store), setup.worker(store)
+    worker.place.meter = FlopMeter if asked.metered else Still
     progress = drive(prepare(fed, setup.parts), InProcessEngine(worker))
     tasks = [
         replace(client_task(fed, setup.parts, progress, client, 0), score=(), recipe=None) for client in fed.clients
@@ -89,6 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--metered", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     print(f"{asked.method} {asked.adapter}, {asked.backbone}, {asked.clients} clients, {asked.threads} threads")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.training.surfaces import Optim
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pfl_platform.adapters.host import Host
 
 T = TypeVar("T")
+Arrived: TypeAlias = dict[tuple[float, float, float, float, float, bool], list[tuple[Tensor, dict[str, Tensor]]]]
+"""(rate, betas, eps, weight decay, fused) -> params whose gradients have arrived, with Adam's state of each."""
 
 
 class Stepper(Protocol):
@@ -141,6 +144,26 @@ class TorchStepper:
     def drop(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
 
+    def arrived(self, index: int) -> Arrived:
+        """What an update would step, clipped; the caller steps it in this stepper's place."""
+        optim, state = self._optim, self._adamw.state
+        if optim.clip > 0:
+            self.clip(list(self._params.values()), optim.clip)
+        found: Arrived = {}
+        factor = rate_factor(optim, optim.first_step + index)
+        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
+            kind = (rate * factor, *optim.betas, optim.eps, optim.weight_decay, self._fused)
+            reached = [tensor for tensor in group["params"] if tensor.grad is not None]
+            for tensor in reached:
+                if not state[tensor]:
+                    state[tensor] = {
+                        "step": torch.zeros((), device=tensor.device if self._fused else "cpu"),
+                        "exp_avg": torch.zeros_like(tensor),
+                        "exp_avg_sq": torch.zeros_like(tensor),
+                    }
+            found.setdefault(kind, []).extend((tensor, state[tensor]) for tensor in reached)
+        return found
+
     def clip(self, params: Sequence[Tensor], largest: float) -> None:
         """Scales the gradients of all params such that their common norm is at most `largest`."""
         torch.nn.utils.clip_grad_norm_(params, largest)
@@ -157,6 +180,36 @@ class TorchStepper:
                 kept[prefix + key + "#2"] = state["exp_avg_sq"].detach().cpu()
                 kept[prefix + "count"] = state["step"].detach().cpu()
         return kept
+
+
+def update_all(steppers: Sequence[TorchStepper], indices: Sequence[int]) -> None:
+    """`update` of several steppers over different params, each by its own count of steps: one call for all that have
+    the same rate."""
+    alike: Arrived = {}
+    for stepper, index in zip(steppers, indices, strict=True):
+        for kind, reached in stepper.arrived(index).items():
+            alike.setdefault(kind, []).extend(reached)
+    for (rate, beta1, beta2, eps, decay, fused), reached in alike.items():
+        tensors, states = [tensor for tensor, _ in reached], [state for _, state in reached]
+        with torch.no_grad():
+            adamw(
+                tensors,
+                [tensor.grad for tensor in tensors if tensor.grad is not None],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=bool(fused),
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=rate,
+                weight_decay=decay,
+                eps=eps,
+                maximize=False,
+            )
+        for tensor in tensors:
+            tensor.grad = None
 
 
 class TorchDriver:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pfl_platform.adapters.lanes import Lanes
 from pfl_platform.ledger.sampling import FlopMeter
-from pfl_platform.training.loop import Micro, Work
+from pfl_platform.training.driver import TorchStepper, update_all
+from pfl_platform.training.loop import Micro, Update, Work
 from pfl_platform.training.stacking import Stack, common_mix, kind, stacked
 from pfl_platform.training.surfaces import Output
 from pfl_platform.training.view import Call
@@ -58,12 +59,12 @@ class _Asked(BaseException):
 
 @dataclass
 class Side(Generic[T]):
-    """One client among those that train side by side. lane: where its tensors are. micro: what it waits for."""
+    """One client among those that train side by side. lane: where its tensors are. asked: what it waits for."""
 
     lane: int
     clock: Clock = field(default_factory=Clock)
     meter: FlopMeter = field(default_factory=FlopMeter)
-    micro: Micro | None = None
+    asked: Micro | Update | None = None
     result: T | None = None
 
     def begin(self, work: Work[T]) -> None:
@@ -78,11 +79,11 @@ class Side(Generic[T]):
             self._go(lambda: self._work.send(answer))
 
     def alone(self) -> float | Exception:
-        """Takes the micro-batch that it waits for forward and back by itself."""
-        assert self.micro is not None
+        """Does what it waits for by itself."""
+        assert self.asked is not None
         with self.at_work():
             try:
-                return self.micro.alone()
+                return self.asked.alone()
             except Exception as error:
                 return error
 
@@ -96,12 +97,12 @@ class Side(Generic[T]):
         finally:
             self.meter.rows = None
 
-    def _go(self, step: Callable[[], Micro]) -> None:
+    def _go(self, step: Callable[[], Micro | Update]) -> None:
         with self.at_work():
             try:
-                self.micro = step()
+                self.asked = step()
             except StopIteration as stop:
-                self.micro, self.result = None, stop.value
+                self.asked, self.result = None, stop.value
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ class _Turn:
     """A client's loss of one micro-batch, on its way through the passes that it asks for."""
 
     def __init__(self, side: Side[Any]) -> None:
-        assert side.micro is not None
+        assert isinstance(side.asked, Micro)
         self.side = side
-        self.micro = side.micro
+        self.micro = side.asked
         self.asked: Call | None = None
         self.loss: Tensor | None = None
         self.error: Exception | None = None
@@ -179,14 +180,29 @@ class SideBySide(Generic[T]):
                 side.meter.rows = None
             for side, work in zip(sides, works, strict=True):
                 side.begin(work)
-            while waiting := [side for side in sides if side.micro is not None]:
-                for side, answer in zip(waiting, self._answers(waiting), strict=True):
+            while waiting := [side for side in sides if side.asked is not None]:
+                # Whose gradients are there takes its step first, so that all come to the next micro-batch together.
+                stepping = [side for side in waiting if isinstance(side.asked, Update)]
+                answers = self._updates(stepping) if stepping else self._answers(waiting)
+                for side, answer in zip(stepping or waiting, answers, strict=True):
                     side.go_on(answer)
             return [cast(T, side.result) for side in sides]
         finally:
             self._stack = None
             for work in works:
                 work.close()
+
+    def _updates(self, stepping: Sequence[Side[T]]) -> list[float | Exception]:
+        """Takes the optimiser steps that they wait for."""
+        updates = [side.asked for side in stepping if isinstance(side.asked, Update)]
+        steppers = [update.stepper for update in updates if isinstance(update.stepper, TorchStepper)]
+        if len(updates) == 1 or len(steppers) < len(updates):
+            return [side.alone() for side in stepping]
+        begun = time.perf_counter()
+        update_all(steppers, [update.index for update in updates])
+        for side in stepping:
+            side.clock.add((time.perf_counter() - begun) / len(stepping))
+        return [0.0] * len(stepping)
 
     def _answers(self, waiting: Sequence[Side[T]]) -> list[float | Exception]:
         """Takes what they wait for forward and back."""

@@ -68,22 +68,35 @@ class Micro:
         return float(loss.detach())
 
 
-Work: TypeAlias = Generator[Micro, float, T]
-"""Asks for micro-batches, is sent their losses, or what has gone wrong in them; returns a result."""
+@dataclass(frozen=True)
+class Update:
+    """The optimiser's step `index`, when all of a batch's gradients are there."""
+
+    stepper: Stepper
+    index: int
+
+    def alone(self) -> float:
+        self.stepper.update(self.index)
+        return 0.0
+
+
+Work: TypeAlias = Generator[Micro | Update, float, T]
+"""Asks for micro-batches and updates; is sent the losses of the ones (and 0 for the others), or what has gone wrong;
+returns a result."""
 
 
 def alone(work: Work[T]) -> T:
-    """Does a work's micro-batches as they are asked for."""
+    """Does a work's micro-batches and updates as they are asked for."""
     with closing(work):
         try:
-            micro = next(work)
+            asked = next(work)
             while True:
                 try:
-                    loss = micro.alone()
+                    loss = asked.alone()
                 except Exception as error:
-                    micro = work.throw(error)
+                    asked = work.throw(error)
                 else:
-                    micro = work.send(loss)
+                    asked = work.send(loss)
         except StopIteration as stop:
             found: T = stop.value
             return found
@@ -183,7 +196,7 @@ def _run_phase(
                     f"The loss of {actor.name} is {loss} in phase '{phase.name}' at local step {index}: "
                     "lower its learning rate or look at its data."
                 )
-            stepper.update(phase.first + index)
+            yield Update(stepper, phase.first + index)
         losses.append(loss)
         for statistic in statistics:
             if statistic.every is not None and index % statistic.every == 0:
