@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 LARGEST = 10**9
 """Bound of counts: what is larger is a slip of the finger, and products of counts stay within 64 bits."""
@@ -109,6 +110,15 @@ class Public(Section):
     size: int = Field(5000, ge=1)
 
 
+def _clients_at_once(value: Any) -> Any:
+    """`off`, `auto` or a number, also as text."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    whole = isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= 1024
+    if not whole and number not in ("off", "auto"):
+        raise PydanticCustomError("clients_at_once", "it is off, auto, or a number of clients from 1 to 1024")
+    return number
+
+
 class EngineOptions(Section):
     """Where tasks run and the numeric options that are pinned in a run."""
 
@@ -121,11 +131,12 @@ class EngineOptions(Section):
         "gradients, 3: also the frozen blocks of the backbone",
     )
     shards: int = Field(1, ge=1, le=1024, description="ranks that serve one client together, in the engine 'deepspeed'")
-    batch_clients: Literal["off", "auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+    batch_clients: Annotated[int | Literal["off", "auto"], BeforeValidator(_clients_at_once)] = Field(
         "off",
         description="clients of one backbone that train side by side, in one pass, which changes the last bits; auto: "
         "as many as bring 32 rows, at most 8",
     )
+    force: bool = Field(False, description="begin even what seems not to fit into memory or onto the disk")
     threads: int = Field(
         0, ge=0, le=1024, description="torch threads, which change the last bits; 0: torch's own choice"
     )

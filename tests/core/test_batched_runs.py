@@ -11,9 +11,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.config import EngineOptions
-from pfl_platform.engines.batches import alone_sentence, clients_of, units, why_alone
+from pfl_platform.engines.batches import CROWDED, alone_sentence, clients_of, units, why_alone
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.federation.observers import Observer
 from pfl_platform.federation.tasks import Cost, Task
@@ -77,6 +78,30 @@ def test_what_is_missing_of_a_unit_comes_out_as_it_would_have(tmp_path: Path) ->
     assert again["a"] is place.outcomes["a"]
     assert again["b"].state == place.outcomes["b"].state
     assert list(again) == ["a", "b", "c"]
+
+
+def test_who_does_not_fit_side_by_side_trains_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = rounds("sft", tmp_path, **{"training.batch_size": 1}).go()
+    run = Host.run
+
+    def short(host: Host, inputs: Any, **options: Any) -> Any:
+        if len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError
+        return run(host, inputs, **options)
+
+    monkeypatch.setattr(Host, "run", short)
+    place, said = rounds("sft", tmp_path, **{"training.batch_size": 1, "engine.batch_clients": 2}), []
+    place.worker.place.relief.tell = said.append
+    place.go()
+    assert said == [alone_sentence(CROWDED)]
+    for client in "abc":
+        mine, theirs = alone.state(client), place.state(client)
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_there_is_room_for_those_who_come_and_no_more(tmp_path: Path) -> None:
+    place = rounds("sft", tmp_path, **{"engine.batch_clients": 1000}).go()
+    assert [len(lanes.lanes) for lanes in place.worker._lanes.values()] == [2]
 
 
 def test_who_has_no_company_is_said_once(tmp_path: Path) -> None:

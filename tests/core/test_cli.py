@@ -323,7 +323,7 @@ import sys, time, types
 from pathlib import Path
 import pfl_platform.federation
 
-def run(config, out, quiet=False, carrier=None):
+def run(config, out, quiet=False, carrier=None, profile=False):
     if {begun}:
         out.mkdir()
         (out / "run.json").write_text("{{}}")

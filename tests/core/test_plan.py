@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from pfl_platform.federation.tasks import Task
 from pfl_platform.ledger import calibration, fitting
 from pfl_platform.ledger.capacity import Capacity, container_limit
 from pfl_platform.ledger.hollow import Account, hollow, is_hollow
-from pfl_platform.ledger.outlook import Asked, helps, needed, outlook, proposals
+from pfl_platform.ledger.outlook import PROCESS, Asked, helps, needed, outlook, proposals
 from pfl_platform.ledger.rehearsal import Rehearsal
 from pfl_platform.ledger.typical import typical
 from pfl_platform.outlines import Row
@@ -128,7 +130,9 @@ def test_memory_and_bytes_are_those_of_the_run(
     assert foreseen["disk"]["left"] == pytest.approx(folder, rel=0.5)
 
 
-def test_what_does_not_fit_gets_proposals_that_do(asked: Asked, rehearsed: Rehearsal) -> None:
+def test_what_does_not_fit_gets_proposals_that_do(
+    asked: Asked, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training, evaluation = rehearsed.most("training"), rehearsed.most("evaluation")
     assert training is not None
     assert evaluation is not None
@@ -140,8 +144,12 @@ def test_what_does_not_fit_gets_proposals_that_do(asked: Asked, rehearsed: Rehea
     again = asked.rehearsed(changed, 1).most("training")
     assert again is not None
     assert again.total <= room.bytes < training.total
-    roomy = proposals(asked, rehearsed, Capacity(5 * needed(asked.config, rehearsed), "a large device"))
-    assert roomy == ["5 such processes would fit on a large device (--engine deepspeed --ranks N)"]
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    roomy = Capacity(2 * (needed(asked.config, rehearsed) + PROCESS), "a large device")
+    many = ["2 such processes would fit on a large device (--engine deepspeed --ranks N)"]
+    assert proposals(asked, rehearsed, roomy) == many
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert not proposals(asked, rehearsed, roomy)
     assert "training.micro_batch" in helps(("activations", 1))
 
 
@@ -189,22 +197,46 @@ def test_what_cannot_fit_is_refused_and_forced(bench: Bench, asked: Asked, monke
     room = Capacity(2_000_000, "a small device")
     monkeypatch.setattr(fitting, "memory_of", lambda device: room)
     config = asked.config.model_copy(update={"rounds": 1})
-    with pytest.raises(UserError, match=r"a small device has 2.00 MB: weights take most, 2.41 MB;.*--force"):
+    with pytest.raises(UserError, match=r"a small device has 2.00 MB: weights take most, 2.41 MB;.*`run --force`"):
         session.run(config, out, quiet=True, plugins=manager, benchmark=benchmark)
     room = Capacity(3_000_000, "a small device")  # room for the weights, and not for the passes
     with pytest.raises(UserError, match=r"The run needs about .* MB of memory and a small device has 3.00 MB"):
         session.run(config, out, quiet=True, plugins=manager, benchmark=benchmark)
     assert not out.exists()
-    session.run(config, out, quiet=True, plugins=manager, benchmark=benchmark, force=True)
+    config = config.model_copy(update={"engine": config.engine.model_copy(update={"force": True})})
+    session.run(config, out, quiet=True, plugins=manager, benchmark=benchmark)
     assert (out / "results.json").is_file()
 
 
 def test_a_full_disk_is_known_before(bench: Bench, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "disk_free", lambda folder: 1000)
     out = bench.folder / "full"
-    with pytest.raises(UserError, match=r"1.00 kB are free where .*full lies: .*--out. --force"):
+    with pytest.raises(UserError, match=r"1.00 kB are free where .*full lies: .*--out. `run --force`"):
         session.run(asked.config, out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark())
     assert not out.exists()
+
+
+def test_clients_side_by_side_need_more(bench: Bench, asked: Asked) -> None:
+    def needs(clients: int) -> tuple[float, int]:
+        engine = asked.config.engine.model_copy(update={"batch_clients": clients})
+        config = asked.config.model_copy(update={"engine": engine})
+        return fitting.bound(build(config, bench.manager, bench.benchmark())), needed(config, found)
+
+    found = asked.rehearsed(rounds=1)
+    together = Counter(found.fed.backbone_of.values()).most_common(1)[0][1]
+    assert together > 1
+    (low, one), (high, two) = needs(1), needs(2)
+    held = max((held for held in found.held if held.what == "training"), key=lambda held: held.total)
+    grown = sum(size for part, size in held.parts.items() if part not in ("weights", "state"))
+    assert two <= one + grown
+    assert (high, two) > (low, one)
+
+
+def test_weights_are_not_judged_by_a_card_that_options_change(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "memory_of", lambda device: Capacity(1000, "a small device"))
+    with pytest.raises(UserError, match="weights take most"):
+        fitting.refuse_weights(asked.config, ["tiny-llama-s"])
+    fitting.refuse_weights(asked.config.model_copy(update={"backbone_options": {"load": "4bit"}}), ["tiny-llama-s"])
 
 
 def test_what_surely_fits_is_not_rehearsed(bench: Bench, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:

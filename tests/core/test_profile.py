@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pfl_platform.federation import session
 from pfl_platform.ledger.profiling import PARTS, Profile
@@ -18,6 +19,18 @@ from run_support import left
 
 MARGIN = 0.15
 """Of a round's time, what may be in no named part."""
+
+
+def test_clients_side_by_side_train_as_they_do_unwatched(tmp_path: Path) -> None:
+    settings = ("local_steps=2", "evaluation.baseline=false", "evaluation.others=false", "evaluation.max_new_tokens=1")
+    settings += ("engine.batch_clients=2",)
+    bench = Bench("sft", tmp_path, ("tiny-llama-s", "tiny-llama-s"), settings, rounds=1)
+    plain = left(bench.run(clients=2))
+    out = tmp_path / "profiled"
+    session.run(bench.config(), out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark(2), profile=True)
+    assert left(out) == plain
+    first, second = (load_file(out / "adapters" / name / "adapter_model.safetensors") for name in "ab")
+    assert any(not torch.equal(first[key], second[key]) for key in first), "nothing was trained"
 
 
 def test_parts_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:

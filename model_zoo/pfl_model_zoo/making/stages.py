@@ -6,6 +6,7 @@ stages' settings, and what comes out as a folder in the form of transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ def counted(benchmark: Benchmark, config: RunConfig, wish: Wish) -> tuple[int, i
     (client,) = benchmark.clients
     pool = Pooled([task.train for task in client.tasks])
     each = Epochs(pool, config.training.batch_size, config.seed, "all").steps()
+    if not math.isfinite(wish.epochs):
+        raise UserError("--epochs is a number of passes over the data.")
     total = max(1, round(wish.epochs * each))
     rounds = max(1, round(total / wish.save_every))
     return rounds, -(-total // rounds)

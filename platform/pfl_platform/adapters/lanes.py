@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import isfunction
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,10 @@ class Lane(Host):
     """A host with live tensors of its own: one client's, among several. What nobody trains, all share."""
 
     def __init__(self, host: Host, own: Mapping[str, Tensor], places: Mapping[str, tuple[nn.Module, str]]) -> None:
-        vars(self).update(vars(host))
+        # All that the host holds, but nothing that stands in for one of its methods, as a watched host has: it would
+        # write into the host.
+        methods = {name for name in vars(host) if isfunction(getattr(type(host), name, None))}
+        vars(self).update({name: value for name, value in vars(host).items() if name not in methods})
         self._host = host
         self._places = [(*place, host.params[key], own[key]) for key, place in places.items()]
         self.params = {**host.params, **own}

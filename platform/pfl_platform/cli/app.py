@@ -150,6 +150,7 @@ def run(
         zero=zero,
         shards=shards,
         batch_clients=batch_clients,
+        force=force,
     )
     plan = running.plan(
         request,
@@ -161,7 +162,7 @@ def run(
     if print_config:
         running.print_plan(budgets.foreseen(plan, budget))
         return
-    running.start(plan, out, quiet, budget, Ask(typed.words(), ranks, gpus, hostfile), running.How(force, profile))
+    running.start(plan, out, quiet, budget, Ask(typed.words(), ranks, gpus, hostfile), profile)
 
 
 @app.command()

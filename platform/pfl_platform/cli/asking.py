@@ -30,6 +30,7 @@ def request(
     zero: int | None = None,
     shards: int | None = None,
     batch_clients: str | None = None,
+    force: bool = False,
 ) -> Request:
     """The request that these options make."""
     given: dict[str, Any] = {
@@ -44,7 +45,8 @@ def request(
         "engine.name": engine,
         "engine.zero": zero,
         "engine.shards": shards,
-        "engine.batch_clients": int(batch_clients) if batch_clients and batch_clients.isdecimal() else batch_clients,
+        "engine.batch_clients": batch_clients,
+        "engine.force": force or None,
         "engine.device": "cuda" if gpus is not None else None,
         "tune": dict(map(grid, tune)) if tune else None,
     }

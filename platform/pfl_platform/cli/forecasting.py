@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pfl_platform.cli.launching import check_plan
 from pfl_platform.cli.output import console, note, print_json, print_rows
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
@@ -27,11 +28,12 @@ from pfl_platform.report.units import byte_text, time_text
 
 @dataclass(frozen=True)
 class Order:
-    """What the user asked for. processes: of the launch. memory: GB of the device, where that is said."""
+    """What the user asked for. ranks, gpus: of the launch. memory: GB of the device, where that is said."""
 
     request: Request
     rows: Sequence[str]
-    processes: int
+    ranks: int | None
+    gpus: int | None
     memory: float | None
     calibrate: bool
     json: bool
@@ -41,6 +43,8 @@ def forecast(order: Order) -> None:
     """Prints the plan of each run that was asked for."""
     if order.memory is not None and not (math.isfinite(order.memory) and order.memory > 0):
         raise UserError(f"--memory is {order.memory:g}; it must be a finite number of GB above 0.")
+    if order.rows and order.request.recipe is None:
+        raise UserError("--row names rows of a recipe; name the recipe.")
     found = {row: _one(order, replace(order.request, row=row)) for row in _rows(order)}
     if order.json:
         print_json(next(iter(found.values())) if len(found) == 1 else found)
@@ -67,6 +71,7 @@ def _one(order: Order, request: Request) -> dict[str, Any]:
         config = resolver.resolve(request)
         assumed = row_of(str(config.benchmark.options.get("stand_in") or config.benchmark.name))
         benchmark = typical(resolver.benchmark(config.benchmark.model_dump()), assumed)
+    processes = check_plan(config.engine, order.ranks, order.gpus)
     if not order.json:
         note("rehearsing rounds on shapes")
     asked = Asked(config, manager, benchmark, device_of(config))
@@ -79,7 +84,7 @@ def _one(order: Order, request: Request) -> dict[str, Any]:
         if assumed is not None:
             raise UserError("The benchmark's files are not here, so no step of the run can be measured.")
         calibration.keep(config, calibration.measured(config, manager, benchmark))
-    found["seconds"] = _seconds(config, benchmark, found["flops"], order.processes)
+    found["seconds"] = _seconds(config, benchmark, found["flops"], processes)
     return found
 
 
@@ -136,10 +141,10 @@ def show(found: Mapping[str, Any]) -> None:
     )
     capacity = found["capacity"]
     verdict = "fits" if found["fits"] else "does not fit"
+    if engine["batch_clients"] != "off":
+        say("\nOf clients that train side by side the table shows one; below, each holds as much beside the weights.")
     say(f"\nAt most {byte_text(found['memory'])} of tensors: {verdict} into {byte_text(capacity['bytes'])} of "
         f"{capacity['whose']}.")  # fmt: skip
-    if engine["batch_clients"] != "off":
-        say("Clients that train side by side (--batch-clients) each hold what training holds beside the weights.")
     for sentence in found["proposals"]:
         say(f"  {sentence}")
     say("")

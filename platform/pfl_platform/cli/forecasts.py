@@ -9,6 +9,7 @@ import typer
 from pfl_platform.cli.arguments import (
     AdapterName,
     BackboneName,
+    BatchClients,
     BenchmarkName,
     Data,
     EngineName,
@@ -56,6 +57,7 @@ def plan(
     ranks: Ranks = None,
     zero: Zero = None,
     shards: Shards = None,
+    batch_clients: BatchClients = None,
     memory: Annotated[
         float | None, typer.Option("--memory", help="GB of the device that it is for; default: what is here.")
     ] = None,
@@ -66,7 +68,10 @@ def plan(
 ) -> None:
     """What a run would take: memory by part, disk, bytes, FLOPs and time. No weights are read; nothing is run."""
     from pfl_platform.cli import asking, forecasting
+    from pfl_platform.errors import UserError
 
+    if recipe is not None and named is not None:
+        raise UserError(f"Two recipes are named, {named} and {recipe}; name one.")
     request = asking.request(
         plugin=plugin,
         benchmark=benchmark,
@@ -84,6 +89,7 @@ def plan(
         gpus=gpus,
         zero=zero,
         shards=shards,
+        batch_clients=batch_clients,
     )
-    order = forecasting.Order(request, tuple(row or ()), gpus or ranks or 1, memory, calibrate, json)
+    order = forecasting.Order(request, tuple(row or ()), ranks, gpus, memory, calibrate, json)
     forecasting.forecast(order)

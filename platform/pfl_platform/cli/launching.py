@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pfl_platform.engines.carrier import Carrier
 
 
+EITHER = "Give --gpus, or --ranks for processes on whatever device there is, not both."
+NONE = "A launch has at least one rank."
+
+
 @dataclass(frozen=True)
 class Ask:
     """What the user said of processes. words: the command as it was typed, which every rank carries out."""
@@ -52,6 +56,25 @@ def carry_out(configs: Sequence[RunConfig], ask: Ask, folder: Path, work: Callab
         _take_part(engine, work)
 
 
+def check_plan(engine: EngineOptions, ranks: int | None, gpus: int | None) -> int:
+    """How many processes a launch would have that is planned, on whatever machine; one without a launch. Raises
+    `UserError` for what no machine could start."""
+    ask = Ask((), ranks, gpus)
+    if engine.name == "inprocess":
+        if ask.given:
+            raise UserError(f"{ask.given} is for the engine 'deepspeed'; add --engine deepspeed.")
+        return 1
+    if ranks is not None and gpus is not None:
+        raise UserError(EITHER)
+    number = gpus if gpus is not None else ranks
+    if number is not None and number < 1:
+        raise UserError(NONE)
+    number = number or engine.shards
+    launcher.check_shape(launcher.Machines(number), engine.shards)
+    check_stage(engine.zero, engine.shards)
+    return number
+
+
 def _launch(engine: EngineOptions, ask: Ask, folder: Path) -> None:
     cpu = engine.device == "cpu" or (engine.device == "auto" and ask.gpus is None and not _gpus())
     machines = launcher.Machines(_ranks(ask, cpu), ask.hostfile)
@@ -75,10 +98,10 @@ def _settled(ask: Ask, folder: Path) -> list[str]:
 
 def _ranks(ask: Ask, cpu: bool) -> int:
     if ask.ranks is not None and ask.gpus is not None:
-        raise UserError("Give --gpus, or --ranks for processes on whatever device there is, not both.")
+        raise UserError(EITHER)
     number = ask.gpus if ask.gpus is not None else ask.ranks
     if number is not None and number < 1:
-        raise UserError("A launch has at least one rank.")
+        raise UserError(NONE)
     there = 0 if cpu else _gpus()
     if ask.gpus is not None and ask.hostfile is None and ask.gpus > there:
         has = f"{there} of them" if there else "none; --ranks starts processes without"

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,14 +30,6 @@ from pfl_platform.settings import COMPONENTS, assignment
 if TYPE_CHECKING:
     from pfl_platform.engines.carrier import Carrier
     from pfl_platform.federation.together import Together
-
-
-@dataclass(frozen=True)
-class How:
-    """How runs are begun; see `session.run`."""
-
-    force: bool = False
-    profile: bool = False
 
 
 class Interrupted(RunStopped):
@@ -142,7 +134,12 @@ def print_plan(runs: Plan) -> None:
 
 
 def start(
-    runs: Plan, out: Path | None, quiet: bool, budget: str | None = None, ask: Ask | None = None, how: How | None = None
+    runs: Plan,
+    out: Path | None,
+    quiet: bool,
+    budget: str | None = None,
+    ask: Ask | None = None,
+    profile: bool = False,
 ) -> None:
     """Carries out a plan in a new folder; under a budget, which is solved first."""
     folder = out if out is not None else _new_folder(runs)
@@ -151,14 +148,14 @@ def start(
         together = _together(carrier)
         together.once(lambda: _refuse_used(folder))
         if "" in runs:
-            _carry_out(runs, folder, quiet, carrier, how=how)
+            _carry_out(runs, folder, quiet, carrier, profile=profile)
             return
         _check(runs)
         with _stoppable(folder):
             solved = together.once(lambda: dumped(budgets.solved(runs, budget, quiet)))
         settled = {name: RunConfig.model_validate(config) for name, config in solved.items()}
         together.once(lambda: write_plan(settled, folder))
-        _carry_out(settled, folder, quiet, carrier, how=how)
+        _carry_out(settled, folder, quiet, carrier, profile=profile)
 
     _refuse_used(folder)
     launching.carry_out(list(runs.values()), ask or Ask(()), folder, work)
@@ -183,11 +180,12 @@ def _check(runs: Plan) -> None:
     """Builds what each run is made of and lets it go again, so that a misfit of the last shows before the first
     starts."""
     from pfl_platform.federation.setup import build
+    from pfl_platform.ledger.fitting import refuse_weights
 
     checked: list[RunConfig] = []
     for config in runs.values():
         if (one := config.model_copy(update={"seed": 0})) not in checked:  # a seed changes nothing that is checked
-            build(config, PluginManager())
+            build(config, PluginManager(), before_loading=partial(refuse_weights, config))
             checked.append(one)
 
 
@@ -246,9 +244,9 @@ def _draw_tradeoffs(runs: Sequence[Path], results: Sequence[Mapping[str, Any]], 
 
 
 def _carry_out(
-    runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None, show: bool = True, how: How | None = None
+    runs: Plan, folder: Path, quiet: bool, carrier: Carrier | None = None, show: bool = True, profile: bool = False
 ) -> None:
-    results, together, how = [], _together(carrier), how or How()
+    results, together = [], _together(carrier)
     with _stoppable(folder, None if show else "give the same command again"):
         from pfl_platform.federation import session
 
@@ -260,9 +258,7 @@ def _carry_out(
             elif together.once(partial(is_run, run)):
                 results.append(session.resume(run, quiet=quiet, carrier=carrier))
             else:
-                results.append(
-                    session.run(config, run, quiet=quiet, carrier=carrier, force=how.force, profile=how.profile)
-                )
+                results.append(session.run(config, run, quiet=quiet, carrier=carrier, profile=profile))
     if not together.leads or not show:
         return
     print_results(results)

@@ -15,6 +15,8 @@ from pfl_platform.backbones import Backbone
 from pfl_platform.federation.tasks import Task
 
 Asked = Literal["off", "auto"] | int
+CROWDED = "a row of each did not fit into memory"
+"""Why clients no longer train side by side."""
 MOST, ROWS = 8, 32
 """What `auto` takes: so many clients at most, and so many rows in a pass."""
 

@@ -18,7 +18,7 @@ from pfl_platform.adapters.lanes import Lanes, hindrance
 from pfl_platform.adapters.surfaces import AdapterType, Keys, MixFactory, Slot, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample, TaskData
-from pfl_platform.engines.batches import units, why_alone
+from pfl_platform.engines.batches import CROWDED, alone_sentence, units, why_alone
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.generate import CellData, Judge, to_lines
 from pfl_platform.evaluation.surfaces import Cell, CellResult, Split
@@ -31,7 +31,7 @@ from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import Driver, TorchDriver
 from pfl_platform.training.lanes import Side, SideBySide
 from pfl_platform.training.loop import Actor, StepObserver, Trained, Work, alone, training
-from pfl_platform.training.relief import HELP, METRIC, Relief, out_of_memory
+from pfl_platform.training.relief import HELP, METRIC, NoRoom, Relief, out_of_memory, released
 
 LOG = "log/"
 """Scalars of a client's state under this name are shown with the round, beside its losses."""
@@ -76,6 +76,7 @@ class Worker:
         self.place = place
         self._hosts: dict[str, Host] = {}
         self._lanes: dict[str, Lanes] = {}
+        self._crowded = False  # whether memory ran out with one row of each client that trained side by side
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
@@ -108,6 +109,8 @@ class Worker:
             return ""
         if self._size < 2:
             return "several ranks share a client"
+        if self._crowded:
+            return CROWDED
         if len(unit) == 1:
             return why_alone(unit[0], self.place.load) or f"no other client trains on '{unit[0].backbone}'"
         return hindrance(self.host(unit[0].backbone))
@@ -116,10 +119,23 @@ class Worker:
         """Outcomes of a unit's tasks."""
         if len(tasks) == 1 or self.alone_because(tasks):
             return [self.execute(task, observe(task)) for task in tasks]
-        name, host = tasks[0].backbone, self.host(tasks[0].backbone)
-        if name not in self._lanes:
-            self._lanes[name] = Lanes(host, self.place.batch)
-        lanes = self._lanes[name]
+        try:
+            return self._side_by_side(tasks, observe)
+        except NoRoom:
+            self._crowded = True
+            self._lanes.clear()
+            self.place.relief.tell(alone_sentence(CROWDED))
+        released()
+        return [self.execute(task, observe(task)) for task in tasks]
+
+    def _lanes_of(self, name: str, count: int) -> Lanes:
+        """Room for so many clients on a backbone."""
+        if name not in self._lanes or len(self._lanes[name].lanes) < count:
+            self._lanes[name] = Lanes(self.host(name), count)
+        return self._lanes[name]
+
+    def _side_by_side(self, tasks: Sequence[Task], observe: Callable[[Task], StepObserver | None]) -> list[Outcome]:
+        host, lanes = self.host(tasks[0].backbone), self._lanes_of(tasks[0].backbone, len(tasks))
         sides = [Side[_Turn](number, meter=self.place.meter()) for number in range(len(tasks))]
         works = [
             self._turn(task, lanes.lanes[side.lane], side.meter, observe(task), side.clock)
@@ -254,7 +270,7 @@ class Worker:
             if not isinstance(error, RunStopped):
                 error = RunStopped(f"Out of memory: {task.actor} does not fit; {HELP}")
             where = f"round {task.round_index + 1}" if task.stage == "round" else f"stage '{task.stage}'"
-            raise RunStopped(f"{str(error).rstrip('.')} ({where}).") from None
+            raise type(error)(f"{str(error).rstrip('.')} ({where}).") from None
 
     def _outgoing(self, task: Task, state: Tensors, done: Trained, inbox: Tensors) -> dict[str, Tensor]:
         """What leaves: the declared keys of the state and of what statistics send, and nothing else."""

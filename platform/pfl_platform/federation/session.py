@@ -64,27 +64,23 @@ def run(
     plugins: PluginManager | None = None,
     benchmark: Benchmark | None = None,
     carrier: Carrier | None = None,
-    force: bool = False,
     profile: bool = False,
 ) -> dict[str, Any]:
     """Runs a federation into the folder `out`, which must be new or empty. Returns the content of `results.json`.
 
     benchmark: takes the place of the one that the configuration names (the contract kit's, for example). carrier: what
-    carries out the run; this process when nothing is said. force: begin it though it may not fit; see `ledger.fitting`.
+    carries out the run; this process when nothing is said.
     profile: tell where the time of rounds goes; see `ledger.profiling`.
     """
     from pfl_platform.ledger.fitting import refuse, refuse_weights  # which rehearses what is run here
 
     call = Call(plugins or PluginManager(), benchmark, quiet, out, carrier or InProcess(), profile)
     config = pinned(config)
-    setup = build(
-        config, call.manager, benchmark, before_loading=lambda names: None if force else refuse_weights(config, names)
-    )
+    setup = build(config, call.manager, benchmark, before_loading=lambda names: refuse_weights(config, names))
     tuning.check(setup, call.manager, candidates(config))
     _observers(call, setup.config)  # whatever is wrong with their options shows before anything is written
     call.carrier.check(setup)
-    if not force:
-        call.together.once(lambda: refuse(setup, call.manager, out))
+    call.together.once(lambda: refuse(setup, call.manager, out))
     about = pins(setup)
     call.together.agree(about)
     return _continue(call, setup, call.carrier.create(out, config, about))

@@ -19,7 +19,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.federation.setup import Setup, device_of
 from pfl_platform.ledger.capacity import Capacity, disk_free, memory_of
 from pfl_platform.ledger.estimates import FLOAT, WIDTHS
-from pfl_platform.ledger.outlook import HELP, largest, needed
+from pfl_platform.ledger.outlook import HELP, at_once, largest, needed
 from pfl_platform.ledger.rehearsal import rehearse
 from pfl_platform.plugins import PluginManager, available
 from pfl_platform.report.units import byte_text
@@ -30,15 +30,17 @@ PER_POSITION = 600
 """Bytes that a pass and its way back hold for each position, layer and unit of width, at most about."""
 LOOKED_AT = 2
 """Samples of each task by which the bound takes rows to be long: twice as long as the longest of them."""
-ANYWAY = "--force starts it all the same."
+ANYWAY = "`run --force`, elsewhere --set engine.force=true, starts it all the same."
 
 
 def refuse_weights(config: RunConfig, names: Sequence[str]) -> None:
-    """Refuses backbones whose weights alone are more than there is, by their cards. Nothing is loaded."""
+    """Refuses backbones whose weights alone are more than there is, by their cards. Nothing is loaded. Options of
+    backbones may make them smaller, so that none is judged by its card where there are any."""
     capacity = memory_of(device_of(config))
-    cards = available("backbone")
+    cards, engine = available("backbone"), config.engine
+    if engine.force or config.backbone_options or not capacity.bytes:
+        return
     sizes = {name: int(cards[name].about.get("num_params", 0)) for name in names if name in cards}
-    engine = config.engine
     ranks = engine.shards if engine.name == "deepspeed" and engine.zero == SPREAD else 1
     need = WIDTHS[engine.dtype] * sum(sizes.values()) / ranks
     if need * SLACK > capacity.bytes:
@@ -49,6 +51,8 @@ def refuse(setup: Setup, manager: PluginManager, out: Path) -> None:
     """Refuses a run that cannot fit, with one sentence that names what takes most and what would help."""
     config = setup.config
     capacity = memory_of(device_of(config))
+    if config.engine.force or not capacity.bytes:
+        return
     if bound(setup) > capacity.bytes:
         found = rehearse(
             config, manager, setup.benchmark, rounds=1, shards=config.engine.shards, device=device_of(config)
@@ -75,7 +79,8 @@ def _sentence(need: float, capacity: Capacity, part: str, size: float) -> str:
 def bound(setup: Setup) -> float:
     """Bytes that a run hardly exceeds, from sizes alone and a few samples."""
     config, options = setup.config, setup.config.evaluation
-    rows = max(config.training.micro_batch or config.training.batch_size, options.batch_size)
+    trained = (config.training.micro_batch or config.training.batch_size) * at_once(config)
+    rows = max(trained, options.batch_size)
     longest = 2 * max((length(client) for client in setup.benchmark.clients), default=0)
     weights = largest_pass = 0.0
     for name in set(setup.backbone_of.values()):
@@ -88,7 +93,7 @@ def bound(setup: Setup) -> float:
         largest_pass = max(largest_pass, positions * (width + (longest + pictures) * FLOAT))
         slots = len(setup.parts.objective.slots)
         adapters = FLOAT * sum(setup.adapter.sizes(backbone).values())
-        weights += sum(tensor.nbytes for tensor in backbone.model.parameters()) + 8 * slots * adapters
+        weights += sum(tensor.nbytes for tensor in backbone.model.parameters()) + 8 * slots * adapters * at_once(config)
     return weights + largest_pass
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
+from pfl_platform.engines.batches import clients_of
 from pfl_platform.engines.ranks.buffers import zero_bytes
 from pfl_platform.engines.ranks.place import SPREAD
 from pfl_platform.federation.cohorts import select
@@ -27,6 +30,8 @@ WAYS = (
     "score_payload",
     "score_wire",
 )
+PROCESS = 2**29
+"""Bytes that a process takes beside its tensors, about: libraries above all."""
 LINE = 300
 """Bytes that a prediction takes on disk, about."""
 BY_ROWS = ("activations", "logits")
@@ -71,7 +76,21 @@ def outlook(asked: Asked, found: Rehearsal, capacity: Capacity) -> dict[str, Any
 
 def needed(config: RunConfig, found: Rehearsal) -> int:
     """Bytes that a process holds when it holds most."""
-    return max((held.total + zero(config, held) for held in found.held), default=0) - spread(config, found)
+    most = max((held.total + zero(config, held) + beside(config, found, held) for held in found.held), default=0)
+    return most - spread(config, found)
+
+
+def at_once(config: RunConfig) -> int:
+    """Clients that train side by side, at most."""
+    return clients_of(config.engine.batch_clients, config.training.micro_batch or config.training.batch_size)
+
+
+def beside(config: RunConfig, found: Rehearsal, held: Held) -> int:
+    """What those take that train beside the client that was rehearsed: as many more rows, and adapters of their own."""
+    if held.what != "training":
+        return 0
+    most = min(at_once(config), max(Counter(found.fed.backbone_of.values()).values(), default=1))
+    return (most - 1) * sum(held.parts.get(part, 0) for part in (*BY_ROWS, "adapters", "gradients", "optimiser"))
 
 
 def zero(config: RunConfig, held: Held) -> int:
@@ -196,7 +215,9 @@ def proposals(asked: Asked, found: Rehearsal, capacity: Capacity) -> list[str]:
     how many processes would."""
     config, need = asked.config, needed(asked.config, found)
     if need <= capacity.bytes:
-        count = capacity.bytes // max(1, need)
+        count = min(capacity.bytes // max(1, need + PROCESS), len(found.fed.clients))
+        if asked.device == "cpu":
+            count = min(count, os.cpu_count() or 1)
         return (
             [f"{count} such processes would fit on {capacity.whose} (--engine deepspeed --ranks N)"]
             if count > 1

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.lanes import Lanes
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.worker import Worker
 from pfl_platform.federation.tasks import Engine, Outcome, Task
@@ -207,6 +208,15 @@ class _Worker(Worker):
                 _put(host, method, self._profile.timed("swap", getattr(host, method)))
             _put(host, "run", self._profile.timed("forward", host.run))  # also of passes that clients share
         return host
+
+    def _lanes_of(self, name: str, count: int) -> Lanes:
+        known = self._lanes.get(name)
+        lanes = super()._lanes_of(name, count)
+        if lanes is not known:
+            for lane in lanes.lanes:
+                for method in ("load", "read"):
+                    _put(lane, method, self._profile.timed("swap", getattr(lane, method)))
+        return lanes
 
     def _turn(self, task: Task, *args: Any, **options: Any) -> Any:
         profile = self._profile

@@ -34,6 +34,10 @@ def _said(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
+class NoRoom(RunStopped):
+    """A single row does not fit, with whatever else is in its pass."""
+
+
 @dataclass
 class Relief:
     """Into how many parts every micro-batch is split; shared by all that a process trains. tell: hears of it."""
@@ -57,7 +61,7 @@ class Relief:
             return  # another, who trains side by side with it, has been told already
         largest = max(len(view.samples) for view in views)
         if largest == 1:
-            raise RunStopped(f"Out of memory: {who} does not fit with a single row in a pass; {HELP}")
+            raise NoRoom(f"Out of memory: {who} does not fit with a single row in a pass; {HELP}")
         if not alone:
             raise RunStopped(
                 f"Out of memory: {who} does not fit with {largest} rows in a pass; set training.micro_batch to less, "
