@@ -15,7 +15,7 @@ from pfl_platform.plugins import PluginManager, available
 from text_support import make_commonsense, make_flan, make_suite
 
 manager = PluginManager()
-LOCAL = {"drake-synth", "folder", "llava-instruct", "chatbotit", "visual-storytelling"}
+LOCAL = {"drake-synth", "folder", "instructions", "llava-instruct", "chatbotit", "visual-storytelling"}
 """Without files, by their paths alone, or without clients."""
 
 

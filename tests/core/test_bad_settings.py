@@ -34,7 +34,7 @@ BAD: dict[str, tuple[list[str], str]] = {  # the parts around the dots stand in 
     "infinite option": (["--set=adapter.scale=.inf"], "The option 'scale' of the adapter 'lora' cannot be inf"),
     "value that is none of the words": (
         ["--set=stream.protocol=statc"],
-        "The setting 'stream.protocol' cannot be 'statc' (from --set); it is one of: dynamic, static.",
+        "The setting 'stream.protocol' cannot be 'statc' (from --set); it is one of: dynamic, static, passes.",
     ),
     "no number": (["--set=training.lr=fast"], "The setting 'training.lr' cannot be 'fast' (from --set)"),
     "not finite": (["--set=training.lr=.inf"], "'training.lr' cannot be inf (from --set): input should be a finite"),

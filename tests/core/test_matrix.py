@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -216,6 +217,7 @@ def test_a_run_on_disk_is_reported_from_its_records() -> None:
     ]
     before = {"a:s": 1.0, "b:u": 2.0}
     folder = SimpleNamespace(
+        path=Path("nowhere"),
         rounds=lambda: rounds,
         read_prepare=lambda: {"baseline": {"a": before, "b": before}, "frozen": {}},
         read_tuning=lambda: None,

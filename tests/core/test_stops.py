@@ -239,10 +239,13 @@ class TestFullDisk:
             while True:
                 file.write(b"x" * 4096)
         words = ("--plugin=sft", "--benchmark", federation(a=SMALL))
-        for more in ((), ("--compare=fedit",)):
+        unmade = f"error: The folder {disk / 'new'} cannot be made: No space left on device."
+        foreseen = "error: The run folder will hold at least "
+        for more, sentence in (((), foreseen), (("--force",), unmade), (("--compare=fedit",), unmade)):
             said = pfl("run", *words, *more, "--out", disk / "new")
             assert (said.code, said.out) == (2, "")
-            assert said.err == f"error: The folder {disk / 'new'} cannot be made: No space left on device.\n"
+            assert said.err.startswith(sentence)
+            assert said.err.count("\n") == 1
             assert [file.name for file in disk.iterdir()] == ["fill"]
 
 
