@@ -219,6 +219,21 @@ class TestCommand:
         shown = pfl("show", tmp_path / "out" / "ditto" / "seed3").out
         assert "Budget 'flops', from 'sft': flops asked" in shown
 
+    def test_rows_of_a_recipe(
+        self, federation: Federation, pfl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "table.yaml").write_text(
+            "rows: {One: {method: sft}, Two: {method: ditto}, Again: {method: sft, adapter: {r: 4}}}\n",
+            encoding="utf-8",
+        )
+        words = ("--recipe=table.yaml", "--benchmark", federation(**TWO), *PLAIN, "--local-steps=8", "--budget=flops")
+        said = pfl("run", *words, "--out", tmp_path / "out")
+        assert said.code == 0, said.err
+        plan = read(tmp_path / "out" / "plan.yaml")
+        assert {name: run["local_steps"] for name, run in plan.items()} == {"One": 8, "Two": 4, "Again": 8}
+        assert {run["budget"]["asked"] for run in plan.values()} == {plan["One"]["budget"]["asked"]}
+
     def test_bytes_by_rounds_at_equal_steps(self, federation: Federation, pfl: Any, tmp_path: Path) -> None:
         words = ("--benchmark", federation(a="tiny-llama-s", b="tiny-llama-s"), "--rounds=4", "--local-steps=6")
         said = pfl(
@@ -279,8 +294,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
-            (["--budget=flops"], "--budget holds methods to each other's cost; name some others with --compare."),
-            (["--budget=flops", "--compare=sft"], "name some others with --compare."),
+            (
+                ["--budget=flops"],
+                "--budget holds methods to each other's cost; name some others with --compare, or more rows.",
+            ),
+            (["--budget=flops", "--compare=sft"], "name some others with --compare, or more rows."),
             (["--budget=flosp", "--compare=fedit"], "There is no budget called 'flosp'. Did you mean 'flops'?"),
             (["--budget=fedmosaic", "--compare=fedit"], "Did you mean 'fedmosaic-table'?"),
             (["--budget=fedmosaic-table", "--compare=potara"], "says nothing of 'potara'; it lists sft, fedit,"),
@@ -304,13 +322,26 @@ class TestRefusals:
         assert sentence in said.err
         assert not (tmp_path / "deep").exists()
 
-    def test_a_recipe_that_is_a_table(self, pfl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_that_differ_in_the_seed_alone(
+        self, pfl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "two.yaml").write_text("method: sft\nrows: {one: {seed: 1}, two: {seed: 2}}\n", encoding="utf-8")
-        said = pfl("run", "--recipe=two.yaml", "--compare=fedit", "--budget=flops")
+        (tmp_path / "one.yaml").write_text("method: sft\nrows: {one: {}}\n", encoding="utf-8")
+        said = pfl("run", "--recipe=one.yaml", "--seeds=1,2", "--budget=flops")
         assert (said.code, said.err.count("\n")) == (2, 1)
-        assert "A recipe that is a table says itself what its rows may take; leave out --budget." in said.err
-        assert [file.name for file in tmp_path.iterdir()] == ["two.yaml"]
+        assert "name some others with --compare, or more rows." in said.err
+        assert [file.name for file in tmp_path.iterdir()] == ["one.yaml"]
+
+    def test_a_published_table_has_no_two_rows_of_a_method(
+        self, pfl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "two.yaml").write_text(
+            "method: ditto\nrows: {one: {}, two: {objective: {lam: 0.5}}}\n", encoding="utf-8"
+        )
+        said = pfl("run", "--recipe=two.yaml", "--budget=fedmosaic-table")
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert "has one number of local steps for 'ditto', of which these are several rows" in said.err
 
     @pytest.mark.parametrize(
         "text", ["steps: 7\n", "steps: {}\n", "steps: {sft: 0}\n", "steps: {sft: yes please}\n", ""]

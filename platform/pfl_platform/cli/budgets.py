@@ -5,7 +5,7 @@ Nothing is written here: what was solved goes into the plan, from which runs sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,20 +29,19 @@ def checked(runs: Plan, name: str | None) -> Plan:
     if name is None:
         return runs
     budget = find(name)
-    configs = _by_method(runs)
+    configs = _apart(runs)
     if len(configs) < 2:
-        raise UserError("--budget holds methods to each other's cost; name some others with --compare.")
-    first, *_ = configs.values()
+        raise UserError("--budget holds methods to each other's cost; name some others with --compare, or more rows.")
     for config in configs.values():
         if tuned := [key for key in SOLVED if key in (config.tune or {})]:
             raise UserError(f"The setting '{tuned[0]}' cannot be tuned under a budget; leave out --budget or --tune.")
-    if first.local_epochs and budget != "steps":
-        raise UserError(
-            f"The budget '{name}' is solved in local steps, and these runs count in local epochs; set local_epochs=0 "
-            "and local_steps, or leave out --budget."
-        )
+        if config.local_epochs and budget != "steps":
+            raise UserError(
+                f"The budget '{name}' is solved in local steps, and these runs count in local epochs; set "
+                "local_epochs=0 and local_steps, or leave out --budget."
+            )
     if isinstance(budget, Table):
-        budget.of(configs, first.method, first.local_steps)
+        _published(budget, configs)
     return runs
 
 
@@ -55,44 +54,66 @@ def foreseen(runs: Plan, name: str | None) -> Plan:
 
 
 def solved(runs: Plan, name: str | None, quiet: bool) -> Plan:
-    """The plan with the rounds and local steps that its budget leaves each method: one solution for all seeds.
+    """The plan with the rounds and local steps that its budget leaves each method, or row of a recipe: one solution for
+    all seeds.
 
-    Each method is measured once, on the clients of the first seed; see `pfl_platform.ledger.probe`. Raises `UserError`
-    for a method that cannot keep the budget.
+    Each is measured once, on the clients of the first seed; see `pfl_platform.ledger.probe`. Raises `UserError` for one
+    that cannot keep the budget.
     """
     if name is None:
         return runs
     from pfl_platform.ledger import budget as ledger
 
-    chosen, configs = find(name), _by_method(runs)
-    first = next(iter(configs.values()))
-    table = chosen.of(configs, first.method, first.local_steps) if isinstance(chosen, Table) else {}
+    chosen, configs = find(name), _apart(runs)
+    table = _published(chosen, configs) if isinstance(chosen, Table) else {}
     quantity: Quantity = "steps" if isinstance(chosen, Table) else chosen
     found: dict[str, RunConfig] = {}
     asked: ledger.Asked | None = None
-    for number, config in enumerate(configs.values(), 1):
+    for number, (what, config) in enumerate(configs.items(), 1):
         if quantity != "steps" and not quiet:
-            note(f"budget of {quantity}: measuring {config.method} ({number} of {len(configs)})")
+            note(f"budget of {quantity}: measuring {what} ({number} of {len(configs)})")
         with _probe(config, measured=quantity != "steps") as probe:
             if asked is None:
                 asked = ledger.asked(name, quantity, probe, config, table)
-            found[config.method] = ledger.solved(asked, probe, config)
+            found[what] = ledger.solved(asked, probe, config)
         if not quiet:
-            note(_sentence(found[config.method]))
-    return {place: _like(found[config.method], config) for place, config in runs.items()}
+            note(_sentence(what, found[what]))
+    solutions = [(_unseeded(configs[what]), solution) for what, solution in found.items()]
+    return {
+        place: next(_like(solution, config) for asked_of, solution in solutions if asked_of == _unseeded(config))
+        for place, config in runs.items()
+    }
+
+
+def _published(table: Table, configs: Mapping[str, RunConfig]) -> dict[str, int]:
+    """Local steps by method. Raises `UserError` where two runs are of one method: a table has one number for both."""
+    first, *_ = configs.values()
+    methods = [config.method for config in configs.values()]
+    if twice := [method for method in methods if methods.count(method) > 1]:
+        raise UserError(
+            f"The budget '{table.name}' has one number of local steps for '{twice[0]}', of which these are several "
+            "rows; choose a budget that is measured, such as flops."
+        )
+    return table.of(methods, first.method, first.local_steps)
 
 
 def _like(solution: RunConfig, config: RunConfig) -> RunConfig:
-    """A run of another seed, with the method's solution."""
+    """A run of another seed, with the solution."""
     same = {key: getattr(solution, key) for key in ("budget", "rounds", "local_steps", "evaluation")}
     return config.model_copy(update=same)
 
 
-def _by_method(runs: Plan) -> dict[str, RunConfig]:
+def _apart(runs: Plan) -> dict[str, RunConfig]:
+    """One run of each method, or row, by the name of its folder: those that differ in more than the seed."""
     found: dict[str, RunConfig] = {}
-    for config in runs.values():
-        found.setdefault(config.method, config)
+    for place, config in runs.items():
+        if not any(_unseeded(config) == _unseeded(other) for other in found.values()):
+            found[place.partition("/")[0]] = config
     return found
+
+
+def _unseeded(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"seed": 0})
 
 
 @contextmanager
@@ -111,14 +132,14 @@ def _probe(config: RunConfig, measured: bool) -> Iterator[Probe]:
         yield probe
 
 
-def _sentence(config: RunConfig) -> str:
+def _sentence(what: str, config: RunConfig) -> str:
     given = config.budget
     assert given is not None
     per_step = amount_text(given.per_step, given.quantity)
     per_round = amount_text(max(0.0, given.per_round), given.quantity)
     prices = "" if given.quantity == "steps" else f"; {per_step} per local step, {per_round} per round beside"
     return (
-        f"budget of {config.method}: {config.rounds} x {config.local_steps} local steps, "
+        f"budget of {what}: {config.rounds} x {config.local_steps} local steps, "
         f"{amount_text(given.expected, given.quantity)} of {amount_text(given.asked, given.quantity)} "
         f"({percent_text(100 * (given.expected / given.asked - 1))}){prices}"
     )

@@ -90,8 +90,6 @@ def plan(
     wanted = list(dict.fromkeys(rows)) or resolver.rows(request)
     if not wanted:
         return budgets.checked(_plan(resolver, request, compare, seeds), budget)
-    if budget is not None:
-        raise UserError("A recipe that is a table says itself what its rows may take; leave out --budget.")
     if compare:
         raise UserError("A recipe that is a table compares its own rows; leave out --compare.")
     result: Plan = {}
@@ -100,7 +98,7 @@ def plan(
         own = re.sub(r"[^\w.=-]+", "-", row).strip("-.") or "row"
         folder = own if not any(name.partition("/")[0] == own for name in result) else f"{own}-{len(result)}"
         result |= {"/".join(part for part in (folder, name) if part): config for name, config in found.items()}
-    return {"": next(iter(result.values()))} if len(result) == 1 else result
+    return budgets.checked({"": next(iter(result.values()))} if len(result) == 1 else result, budget)
 
 
 def _plan(resolver: Resolver, request: Request, compare: Sequence[str], seeds: Sequence[int]) -> Plan:

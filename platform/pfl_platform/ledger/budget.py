@@ -62,10 +62,10 @@ def solved(budget: Asked, probe: Probe, config: RunConfig) -> RunConfig:
     rounds, steps = config.rounds, config.local_steps
     if budget.name != quantity:
         steps = budget.steps[config.method]
-    elif config.method != first.method and quantity == "bytes":
+    elif config != first and quantity == "bytes":
         rounds = _rounds(budget, probe, config)
         steps = max(1, round(first.rounds * first.local_steps / rounds))
-    elif config.method != first.method and quantity != "steps":
+    elif config != first and quantity != "steps":
         steps = _steps(budget, probe, config)
     try:
         probe.check(rounds, steps)
