@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pfl_platform.cli import typed
-from pfl_platform.cli.arguments import EngineName, Gpus, Hostfile, Quiet, Ranks, Shards, Threads, Zero
+from pfl_platform.cli.arguments import EngineName, Gpus, Hostfile, Quiet, Ranks, Seed, Settings, Shards, Threads, Zero
+from pfl_platform.cli.grouped import grouped
 
 if TYPE_CHECKING:
     from pfl_model_zoo.making.stages import Stage
@@ -18,23 +20,43 @@ parts = typer.Typer(help="A backbone of parts.", no_args_is_help=True, rich_mark
 zoo.add_typer(parts, name="build")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The new folder.")]
-Model = Annotated[Path, typer.Argument(metavar="FOLDER", help="A LLaVA in the form of transformers.")]
-Records = Annotated[Path, typer.Option("--data", help="Records {id, image, conversations}: JSON, or JSON lines.")]
-Images = Annotated[
-    Path | None, typer.Option("--images", help="Folder that their pictures are relative to; default: the file's.")
-]
-Run = Annotated[Path | None, typer.Option("--run", help="Folder of the run that trains; default: OUT.run.")]
-Epochs = Annotated[float, typer.Option("--epochs", min=0.0, help="Passes over the records.")]
-SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between places to go on from, about.")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate; default: LLaVA-1.5's.")]
-Batch = Annotated[int | None, typer.Option("--batch-size", help="Records a step; default: LLaVA-1.5's.")]
-Micro = Annotated[int | None, typer.Option("--micro-batch", help="Records in a pass; default: 16.")]
-HeldOut = Annotated[
-    int | None, typer.Option("--held-out", help="Records that are asked before and after, and not learned; default: 0.")
-]
-MetricName = Annotated[str | None, typer.Option("--metric", help="Scores the answers to these; default: token_f1.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is random.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Any setting of a run: key=value. May be repeated.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What both of LLaVA's stages are told."""
+
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A LLaVA in the form of transformers.")]
+    data: Annotated[Path, typer.Option("--data", help="Records {id, image, conversations}: JSON, or JSON lines.")]
+    out: Out
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder that their pictures are relative to; default: the file's.")
+    ] = None
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run that trains; default: OUT.run.")] = None
+    epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Passes over the records.")] = 1.0
+    save_every: Annotated[
+        int, typer.Option("--save-every", min=1, help="Steps between places to go on from, about.")
+    ] = 500
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate; default: LLaVA-1.5's.")] = None
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Records a step; default: LLaVA-1.5's.")] = None
+    micro_batch: Annotated[int | None, typer.Option("--micro-batch", help="Records in a pass; default: 16.")] = None
+    held_out: Annotated[
+        int | None,
+        typer.Option("--held-out", help="Records that are asked before and after, and not learned; default: 0."),
+    ] = None
+    metric: Annotated[str | None, typer.Option("--metric", help="Scores the answers to these; default: token_f1.")] = (
+        None
+    )
+    seed: Seed = None
+    sets: Settings = None
+    threads: Threads = None
+    engine: EngineName = None
+    gpus: Gpus = None
+    ranks: Ranks = None
+    hostfile: Hostfile = None
+    zero: Zero = None
+    shards: Shards = None
+    quiet: Quiet = False
 
 
 @zoo.command("convert")
@@ -68,91 +90,47 @@ def build_llava(
 
 
 @zoo.command("train-projector")
-def train_projector(
-    folder: Model,
-    data: Records,
-    out: Out,
-    images: Images = None,
-    run: Run = None,
-    epochs: Epochs = 1.0,
-    save_every: SaveEvery = 500,
-    lr: Rate = None,
-    batch_size: Batch = None,
-    micro_batch: Micro = None,
-    held_out: HeldOut = None,
-    metric: MetricName = None,
-    seed: Seed = None,
-    sets: Sets = None,
-    threads: Threads = None,
-    engine: EngineName = None,
-    gpus: Gpus = None,
-    ranks: Ranks = None,
-    hostfile: Hostfile = None,
-    zero: Zero = None,
-    shards: Shards = None,
-    quiet: Quiet = False,
-) -> None:
+@grouped
+def train_projector(asked: StageOptions) -> None:
     """LLaVA's first stage: train the projector alone, on captions or names of pictures."""
-    _train("projector", 0, locals())
+    _train("projector", 0, asked)
 
 
 @zoo.command("instruct-tune")
+@grouped
 def instruct_tune(
-    folder: Model,
-    data: Records,
-    out: Out,
-    images: Images = None,
+    asked: StageOptions,
     rank: Annotated[
         int, typer.Option("--rank", min=0, help="Of LoRA in the language model; 0 trains all of its weights.")
     ] = 0,
-    run: Run = None,
-    epochs: Epochs = 1.0,
-    save_every: SaveEvery = 500,
-    lr: Rate = None,
-    batch_size: Batch = None,
-    micro_batch: Micro = None,
-    held_out: HeldOut = None,
-    metric: MetricName = None,
-    seed: Seed = None,
-    sets: Sets = None,
-    threads: Threads = None,
-    engine: EngineName = None,
-    gpus: Gpus = None,
-    ranks: Ranks = None,
-    hostfile: Hostfile = None,
-    zero: Zero = None,
-    shards: Shards = None,
-    quiet: Quiet = False,
 ) -> None:
     """LLaVA's second stage: train projector and language model on instructions; the loss is of answers alone."""
-    _train("instructions", rank, locals())
+    _train("instructions", rank, asked)
 
 
-def _train(stage: Stage, rank: int, said: dict[str, Any]) -> None:
-    """said: the arguments of the command by name. Ranks share every batch unless --shards says otherwise."""
+def _train(stage: Stage, rank: int, asked: StageOptions) -> None:
+    """Ranks share every batch unless --shards says otherwise."""
     from pfl_model_zoo.making.stages import Wish, carry_out
     from pfl_platform.cli.launching import Ask
 
-    shards = said["shards"]
     options = {
-        "training.lr": said["lr"],
-        "training.batch_size": said["batch_size"],
-        "training.micro_batch": said["micro_batch"],
-        "benchmark.held_out": said["held_out"],
-        "benchmark.metric": said["metric"],
-        "seed": said["seed"],
-        "engine.threads": said["threads"],
-        "engine.name": said["engine"],
-        "engine.zero": said["zero"],
-        "engine.shards": shards if shards is not None else said["ranks"] or said["gpus"],
-        "engine.device": "cuda" if said["gpus"] is not None else None,
+        "training.lr": asked.lr,
+        "training.batch_size": asked.batch_size,
+        "training.micro_batch": asked.micro_batch,
+        "benchmark.held_out": asked.held_out,
+        "benchmark.metric": asked.metric,
+        "seed": asked.seed,
+        "engine.threads": asked.threads,
+        "engine.name": asked.engine,
+        "engine.zero": asked.zero,
+        "engine.shards": asked.shards if asked.shards is not None else asked.ranks or asked.gpus,
+        "engine.device": "cuda" if asked.gpus is not None else None,
     }
     wish = Wish(
-        stage, said["folder"], said["data"], said["images"], rank, said["epochs"], said["save_every"], options,
-        said["sets"] or (),
-    )  # fmt: skip
-    ask = Ask(typed.words(), said["ranks"], said["gpus"], said["hostfile"])
-    carry_out(wish, said["out"], said["run"], said["quiet"], ask)
+        stage, asked.folder, asked.data, asked.images, rank, asked.epochs, asked.save_every, options, asked.sets or ()
+    )
+    ask = Ask(typed.words(), asked.ranks, asked.gpus, asked.hostfile)
+    carry_out(wish, asked.out, asked.run, asked.quiet, ask)
 
 
 @parts.callback()

@@ -11,34 +11,10 @@ import typer
 
 from pfl_platform import __version__
 from pfl_platform.cli import typed
-from pfl_platform.cli.arguments import (
-    AdapterName,
-    BackboneName,
-    BatchClients,
-    BenchmarkName,
-    Data,
-    EngineName,
-    Gpus,
-    Hostfile,
-    Json,
-    LocalSteps,
-    Markdown,
-    Plugin,
-    PublicSet,
-    PublicSize,
-    Quiet,
-    Ranks,
-    Recipe,
-    Rounds,
-    Row,
-    Seed,
-    Settings,
-    Shards,
-    Threads,
-    Zero,
-)
+from pfl_platform.cli.arguments import Data, Gpus, Hostfile, Json, Markdown, Quiet, Ranks, RunOptions
 from pfl_platform.cli.files import files
 from pfl_platform.cli.forecasts import forecasts
+from pfl_platform.cli.grouped import grouped
 from pfl_platform.cli.output import complain, form_of
 from pfl_platform.cli.papers import papers
 from pfl_platform.cli.studies import studies
@@ -75,16 +51,9 @@ def _options(
 
 
 @app.command()
+@grouped
 def run(
-    plugin: Plugin = None,
-    benchmark: BenchmarkName = None,
-    recipe: Recipe = None,
-    row: Row = None,
-    adapter: AdapterName = None,
-    backbone: BackboneName = None,
-    rounds: Rounds = None,
-    local_steps: LocalSteps = None,
-    seed: Seed = None,
+    asked: RunOptions,
     seeds: Annotated[str | None, typer.Option("--seeds", help="Several runs, one per seed: 0,1,2.")] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
@@ -97,22 +66,11 @@ def run(
             "`list budgets`.",
         ),
     ] = None,
-    public: PublicSet = None,
-    public_size: PublicSize = None,
-    settings: Settings = None,
     tune: Annotated[
         list[str] | None,
         typer.Option("--tune", help="Choose a setting on validation samples: key=a,b,c. May be repeated."),
     ] = None,
-    threads: Threads = None,
-    data: Data = None,
-    engine: EngineName = None,
-    gpus: Gpus = None,
-    ranks: Ranks = None,
     hostfile: Hostfile = None,
-    zero: Zero = None,
-    shards: Shards = None,
-    batch_clients: BatchClients = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
     ] = None,
@@ -131,38 +89,17 @@ def run(
     from pfl_platform.cli import asking, budgets, running
     from pfl_platform.cli.launching import Ask
 
-    request = asking.request(
-        plugin=plugin,
-        benchmark=benchmark,
-        recipe=recipe,
-        adapter=adapter,
-        backbone=backbone,
-        rounds=rounds,
-        local_steps=local_steps,
-        seed=seed,
-        public=public,
-        public_size=public_size,
-        settings=settings,
-        tune=tune,
-        threads=threads,
-        engine=engine,
-        gpus=gpus,
-        zero=zero,
-        shards=shards,
-        batch_clients=batch_clients,
-        force=force,
-    )
     plan = running.plan(
-        request,
+        asking.request(asked, tune=tune, force=force),
         compare=running.others(compare),
         seeds=running.numbers(seeds, "--seeds"),
-        rows=row or (),
+        rows=asked.row or (),
         budget=budget,
     )
     if print_config:
         running.print_plan(budgets.foreseen(plan, budget))
         return
-    running.start(plan, out, quiet, budget, Ask(typed.words(), ranks, gpus, hostfile), profile)
+    running.start(plan, out, quiet, budget, Ask(typed.words(), asked.ranks, asked.gpus, hostfile), profile)
 
 
 @app.command()

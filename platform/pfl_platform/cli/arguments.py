@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -34,26 +35,43 @@ EngineName = Annotated[
 ]
 Zero = Annotated[int | None, typer.Option("--zero", help="ZeRO stage of the engine deepspeed.")]
 Shards = Annotated[int | None, typer.Option("--shards", help="Ranks that serve one client together.")]
-BatchClients = Annotated[
-    str | None,
-    typer.Option("--batch-clients", help="Clients of a backbone that train side by side: off (default), auto, or K."),
-]
-Plugin = Annotated[str | None, typer.Option("--plugin", "-p", help="The method: a name of `list plugins`.")]
-BenchmarkName = Annotated[
-    str | None, typer.Option("--benchmark", "-b", help="A name of `list benchmarks`, or a folder.")
-]
-Recipe = Annotated[str | None, typer.Option("--recipe", help="A name of `list recipes`, or a YAML file.")]
-Row = Annotated[
-    list[str] | None, typer.Option("--row", help="A row of a recipe that is a table; default: all. May be repeated.")
-]
-AdapterName = Annotated[str | None, typer.Option("--adapter", help="Another adapter than the method's own.")]
-BackboneName = Annotated[str | None, typer.Option("--backbone", help="One backbone for all clients.")]
-Rounds = Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")]
-LocalSteps = Annotated[int | None, typer.Option("--local-steps", help="Local steps of a client per round.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is random.")]
-PublicSet = Annotated[
-    str | None, typer.Option("--public", help="The public set: a name, another benchmark, a folder, or a file.")
-]
-PublicSize = Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any setting: key=value. May be repeated.")]
-"""What `run` and `plan` have in common; see `asking`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Which run, and with what: options that `run` and `plan` have in common; see `asking`."""
+
+    plugin: Annotated[str | None, typer.Option("--plugin", "-p", help="The method: a name of `list plugins`.")] = None
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", "-b", help="A name of `list benchmarks`, or a folder.")
+    ] = None
+    recipe: Annotated[str | None, typer.Option("--recipe", help="A name of `list recipes`, or a YAML file.")] = None
+    row: Annotated[
+        list[str] | None,
+        typer.Option("--row", help="A row of a recipe that is a table; default: all. May be repeated."),
+    ] = None
+    adapter: Annotated[str | None, typer.Option("--adapter", help="Another adapter than the method's own.")] = None
+    backbone: Annotated[str | None, typer.Option("--backbone", help="One backbone for all clients.")] = None
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")] = None
+    local_steps: Annotated[int | None, typer.Option("--local-steps", help="Local steps of a client per round.")] = None
+    seed: Seed = None
+    public: Annotated[
+        str | None, typer.Option("--public", help="The public set: a name, another benchmark, a folder, or a file.")
+    ] = None
+    public_size: Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")] = None
+    settings: Settings = None
+    threads: Threads = None
+    data: Data = None
+    engine: EngineName = None
+    gpus: Gpus = None
+    ranks: Ranks = None
+    zero: Zero = None
+    shards: Shards = None
+    batch_clients: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-clients", help="Clients of a backbone that train side by side: off (default), auto, or K."
+        ),
+    ] = None
