@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from pfl_platform.cli import forecasting
 from pfl_platform.cli.app import main
-from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
 from pfl_platform.federation import session
 from pfl_platform.federation.setup import build
-from pfl_platform.federation.tasks import Task
 from pfl_platform.ledger import calibration, fitting
 from pfl_platform.ledger.capacity import Capacity, container_limit
 from pfl_platform.ledger.hollow import Account, hollow, is_hollow
@@ -30,6 +27,7 @@ from pfl_platform.ledger.typical import typical
 from pfl_platform.outlines import Row
 from pfl_platform.plugins import PluginManager
 from pfl_platform.testing.bench import Bench
+from pfl_platform.testing.peaks import task_peaks
 
 METHOD = "fedit"
 TINY = ("tiny-llama-s", "tiny-llama-s")
@@ -85,40 +83,11 @@ def rehearsed(asked: Asked) -> Rehearsal:
     return asked.rehearsed()
 
 
-@pytest.fixture
-def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The allocator's peak of every task, with the weights and adapters of all hosts."""
-    found: list[int] = []
-    execute = Worker.execute
-
-    def watched(worker: Worker, task: Task, *rest: Any) -> Any:
-        hosts = [worker.host(name) for name in TINY]
-        tensors = [
-            tensor
-            for host in hosts
-            for tensor in (*host.backbone.model.parameters(), *host.backbone.model.buffers(), *host.params.values())
-        ]
-        held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            outcome = execute(worker, task, *rest)
-        events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-        now = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()
-            most = max(most, now)
-        found.append(sum(held.values()) + most)
-        return outcome
-
-    monkeypatch.setattr(Worker, "execute", watched)
-    return found
-
-
-def test_memory_and_bytes_are_those_of_the_run(
-    bench: Bench, asked: Asked, rehearsed: Rehearsal, peaks: list[int]
-) -> None:
+def test_memory_and_bytes_are_those_of_the_run(bench: Bench, asked: Asked, rehearsed: Rehearsal) -> None:
     assert not rehearsed.stopped
-    out = bench.run()
-    assert needed(asked.config, rehearsed) == pytest.approx(max(peaks), rel=0.15)
+    with task_peaks() as peaks:
+        out = bench.run()
+    assert needed(asked.config, rehearsed) == pytest.approx(max(peak for _, peak in peaks), rel=0.15)
     foreseen = outlook(asked, rehearsed, Capacity(1 << 40, "x"))
     records = [json.loads(file.read_text()) for file in sorted((out / "rounds").glob("*.json"))]
     for name in ("up_payload", "up_wire", "down_payload", "down_wire"):

@@ -19,15 +19,15 @@ import tempfile
 
 CHILD = """
 import json, sys, time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from pfl_platform.engines.worker import Worker
 from pfl_platform.federation import session
 from pfl_platform.plugins import PluginManager
 from pfl_platform.recipes import Request, Resolver
+from pfl_platform.testing.peaks import task_peaks
 
 out, method, backbone, rounds, steps, memory = Path(sys.argv[1]), *sys.argv[2:7]
 torch.set_num_threads(1)
@@ -37,34 +37,13 @@ begun = time.perf_counter()
 config = Resolver(manager).resolve(
     Request(method=method, benchmark="drake-synth", options={"backbones": {"*": backbone}}, sets=sets)
 )
-peaks, execute = [0], Worker.execute
-
-
-def watched(worker, task, *rest):
-    held = {}
-    for name in {task.backbone, *task.others}:
-        host = worker.host(name)
-        for tensor in (*host.backbone.model.parameters(), *host.backbone.model.buffers(), *host.params.values()):
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        outcome = execute(worker, task, *rest)
-    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    if task.stage != "baseline":
-        peaks.append(sum(held.values()) + most)
-    return outcome
-
-
-if memory == "memory":
-    Worker.execute = watched
-results = session.run(config, out, quiet=True, plugins=manager)
+with task_peaks() if memory == "memory" else nullcontext([]) as peaks:
+    results = session.run(config, out, quiet=True, plugins=manager)
 records = [json.loads(file.read_text()) for file in sorted((out / "rounds").glob("*.json"))]
 costs = [entry["cost"] for record in records for entry in record["clients"].values()]
 fields = ("up_payload", "up_wire", "down_payload", "down_wire")
-print(json.dumps({"peak": max(peaks), "seconds": time.perf_counter() - begun,
+peak = max((peak for stage, peak in peaks if stage != "baseline"), default=0)
+print(json.dumps({"peak": peak, "seconds": time.perf_counter() - begun,
                   **{name: sum(cost[name] for cost in costs) for name in fields}}))
 """
 

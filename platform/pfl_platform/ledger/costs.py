@@ -26,6 +26,8 @@ FIELDS: tuple[str, ...] = (
     "score_wire",
 )
 """The fields of `Cost`. All add up but `peak_memory`, of which the largest counts."""
+BYTES: tuple[str, ...] = tuple(name for name in FIELDS if name.endswith(("_payload", "_wire")))
+"""Those that count what travels."""
 
 
 def total(costs: Iterable[Cost | Mapping[str, Any]]) -> dict[str, float]:

@@ -16,20 +16,11 @@ from pfl_platform.engines.ranks.place import SPREAD
 from pfl_platform.federation.cohorts import select
 from pfl_platform.federation.tasks import Cost
 from pfl_platform.ledger.capacity import Capacity
+from pfl_platform.ledger.costs import BYTES
 from pfl_platform.ledger.estimates import questions
 from pfl_platform.ledger.rehearsal import Held, Rehearsal, rehearse
 from pfl_platform.plugins import PluginManager
 
-WAYS = (
-    "up_payload",
-    "up_wire",
-    "down_payload",
-    "down_wire",
-    "head_payload",
-    "head_wire",
-    "score_payload",
-    "score_wire",
-)
 PROCESS = 2**29
 """Bytes that a process takes beside its tensors, about: libraries above all."""
 LINE = 300
@@ -67,7 +58,7 @@ def outlook(asked: Asked, found: Rehearsal, capacity: Capacity) -> dict[str, Any
         "capacity": {"bytes": capacity.bytes, "whose": capacity.whose},
         "fits": need <= capacity.bytes,
         "rounds": _traffic(found),
-        "bytes": {way: _sum(found, way) for way in WAYS},
+        "bytes": {way: _sum(found, way) for way in BYTES},
         "flops": flops(config, asked.benchmark, found),
         "disk": disk(config, asked.benchmark, found),
         "stopped": found.stopped,
@@ -143,7 +134,7 @@ def _traffic(found: Rehearsal) -> list[dict[str, Any]]:
     rows, seen = [], set()
     for like, rounds in kinds.items():
         for client, cost in found.turns.get(like, {}).items():
-            row = {"backbone": fed.backbone_of[client], **{way: getattr(cost, way) for way in WAYS}}
+            row = {"backbone": fed.backbone_of[client], **{way: getattr(cost, way) for way in BYTES}}
             if (key := (like, *row.values())) not in seen:
                 seen.add(key)
                 rows.append({"rounds": _spans(rounds), **row})
