@@ -231,6 +231,27 @@ def test_samples_of_files_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> 
     assert sample.id != task.train[8].id != task.test[8].id
 
 
+def test_a_public_set_whose_pictures_are_not_here(
+    federation: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "llava-instruct").mkdir()
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+    records = [{"id": "1", "image": "none.jpg", "conversations": turns}]
+    (tmp_path / "llava-instruct" / "llava_instruct_158k.json").write_text(json.dumps(records), encoding="utf-8")
+    monkeypatch.setenv("PFL_DATA", str(tmp_path))
+    words = ["plan", "--plugin=fedmosaic", "--benchmark", str(federation(a="tiny-llava-llama-s")), "--rounds=1"]
+    words += ["--local-steps=1", "--public=llava-instruct", "--public-size=8"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["assumed_row"], found["assumed_public"]["name"]) == (None, "llava-instruct")
+    assert "none.jpg does not exist" in found["assumed_public"]["why"]
+    assert not found["stopped"]
+    assert main(words) == 0
+    assert "The public set's files are not all here; assumed of a row: " in capsys.readouterr().out
+    assert main([*words, "--calibrate"]) == 2
+    assert "The public set's files are not here" in capsys.readouterr().err
+
+
 def test_the_command(
     federation: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -7,7 +7,8 @@ has no such form."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,6 +56,49 @@ def _in_order(file: Path) -> None:
     file.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Personal:
+    """An adapter as peft has it. tensors: by their names in its file. ranks: of each adapted map, by path. whole: paths
+    of modules that are saved as they are."""
+
+    tensors: Mapping[str, Tensor]
+    ranks: Mapping[str, int]
+    whole: Sequence[str]
+    biased: bool
+
+
+def personal_adapter(host: Host, mix: Mix) -> Personal | None:
+    """The adapter that is loaded in `host`, mixed. None when the mix depends on the input or is the bare backbone."""
+    factors: dict[str, Factors] = {}
+    replaced: dict[str, Mapping[str, Tensor]] = {}
+    head = host.backbone.task_head
+    for name, layer in host.layers.items():
+        weights = static_weights(layer, mix)
+        if not weights:
+            return None
+        if layer.low_rank:
+            factors[layer.site.path] = stacked(merged(layer, weights), host.base_factors(name))
+        else:
+            replaced[layer.site.path] = layer.whole(weights)
+    biased = any(item.c is not None for item in factors.values())
+    tensors: dict[str, Tensor] = {}
+    for path, item in factors.items():
+        prefix = f"base_model.model.{path}."
+        tensors[prefix + "lora_A.weight"] = item.v.detach()
+        tensors[prefix + "lora_B.weight"] = item.u.detach()
+        if biased:
+            offset = item.c if item.c is not None else item.u.new_zeros(item.u.shape[0])
+            tensors[prefix + "lora_B.bias"] = offset.detach()
+    for path in head:
+        for name, parameter in host.backbone.module(path).named_parameters():
+            tensors[f"base_model.model.{path}.{name}"] = parameter.detach()
+    for path, params in replaced.items():
+        for name, value in params.items():
+            tensors[f"base_model.model.{path}.{name}"] = value.detach()
+    ranks = {path: int(item.v.shape[0]) for path, item in factors.items()}
+    return Personal(tensors, ranks, [*head, *replaced], biased)
+
+
 def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     """Writes the adapter that is loaded in `host`, mixed, as `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -65,47 +109,25 @@ def save_personal(host: Host, mix: Mix, folder: Path) -> bool:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    factors: dict[str, Factors] = {}
-    replaced: dict[str, Mapping[str, Tensor]] = {}
-    head = host.backbone.task_head
-    for name, layer in host.layers.items():
-        weights = static_weights(layer, mix)
-        if not weights:
-            return False
-        if layer.low_rank:
-            factors[layer.site.path] = stacked(merged(layer, weights), host.base_factors(name))
-        else:
-            replaced[layer.site.path] = layer.whole(weights)
-    biased = any(item.c is not None for item in factors.values())
-    tensors: dict[str, Tensor] = {}
-    for path, item in factors.items():
-        prefix = f"base_model.model.{path}."
-        tensors[prefix + "lora_A.weight"] = item.v.detach().cpu().contiguous()
-        tensors[prefix + "lora_B.weight"] = item.u.detach().cpu().contiguous()
-        if biased:
-            offset = item.c if item.c is not None else item.u.new_zeros(item.u.shape[0])
-            tensors[prefix + "lora_B.bias"] = offset.detach().cpu().contiguous()
-    for path in head:
-        for name, parameter in host.backbone.module(path).named_parameters():
-            tensors[f"base_model.model.{path}.{name}"] = parameter.detach().cpu().contiguous()
-    for path, params in replaced.items():
-        for name, value in params.items():  # copies, since files hold no tied tensors
-            tensors[f"base_model.model.{path}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
-    ranks = {path: int(item.v.shape[0]) for path, item in factors.items()}
+    found = personal_adapter(host, mix)
+    if found is None:
+        return False
+    ranks = found.ranks
     largest = max(ranks.values(), default=1)
     config = LoraConfig(
         r=largest,
         lora_alpha=largest,
         rank_pattern=dict(ranks),
         alpha_pattern=dict(ranks),
-        target_modules=sorted(factors),
-        lora_bias=biased,
-        modules_to_save=[*head, *replaced] or None,
+        target_modules=sorted(ranks),
+        lora_bias=found.biased,
+        modules_to_save=[*found.whole] or None,
         inference_mode=True,
     )
     config.base_model_name_or_path = host.backbone.card.source or host.backbone.name
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     _in_order(folder / "adapter_config.json")
+    tensors = {name: value.to("cpu", copy=True).contiguous() for name, value in found.tensors.items()}  # none are tied
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
     return True

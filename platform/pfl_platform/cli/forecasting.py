@@ -13,15 +13,15 @@ from pfl_platform.cli.output import console, note, print_json, print_rows
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError
-from pfl_platform.federation.setup import assign, device_of
+from pfl_platform.federation.setup import assign, device_of, public_set
 from pfl_platform.ledger import calibration
 from pfl_platform.ledger.capacity import Capacity, memory_of
 from pfl_platform.ledger.estimates import questions
 from pfl_platform.ledger.outlook import Asked, outlook, proposals
 from pfl_platform.ledger.stage import PARTS
-from pfl_platform.ledger.typical import typical
+from pfl_platform.ledger.typical import typical, with_public
 from pfl_platform.outlines import row_of
-from pfl_platform.plugins import PluginManager
+from pfl_platform.plugins import PluginManager, available
 from pfl_platform.recipes import Request, Resolver
 from pfl_platform.report.units import byte_text, time_text
 
@@ -72,6 +72,7 @@ def _one(order: Order, request: Request) -> dict[str, Any]:
         assumed = row_of(str(config.benchmark.options.get("stand_in") or config.benchmark.name))
         benchmark = typical(resolver.benchmark(config.benchmark.model_dump()), assumed)
     processes = check_plan(config.engine, order.ranks, order.gpus)
+    config, benchmark, public = _with_public(config, benchmark, manager)
     if not order.json:
         note("rehearsing rounds on shapes")
     asked = Asked(config, manager, benchmark, device_of(config))
@@ -79,13 +80,33 @@ def _one(order: Order, request: Request) -> dict[str, Any]:
     rehearsal = asked.rehearsed()
     found = outlook(asked, rehearsal, capacity)
     found["assumed_row"] = None if assumed is None else vars(assumed)
+    found["assumed_public"] = public
     found["proposals"] = proposals(asked, rehearsal, capacity)
     if order.calibrate:
-        if assumed is not None:
-            raise UserError("The benchmark's files are not here, so no step of the run can be measured.")
+        if assumed is not None or public is not None:
+            whose = "benchmark" if assumed is not None else "public set"
+            raise UserError(f"The {whose}'s files are not here, so no step of the run can be measured.")
         calibration.keep(config, calibration.measured(config, manager, benchmark))
     found["seconds"] = _seconds(config, benchmark, found["flops"], processes)
     return found
+
+
+def _with_public(
+    config: RunConfig, benchmark: Benchmark, manager: PluginManager
+) -> tuple[RunConfig, Benchmark, dict[str, Any] | None]:
+    """Puts typical samples in the place of a public set that is known by name and whose files are not all here. The
+    third is what was assumed, and why."""
+    name = config.public.name
+    if name not in available("benchmark"):
+        return config, benchmark, None
+    try:
+        public_set(config, benchmark, manager)
+    except UserError as error:
+        row = row_of(name)
+        public = config.public.model_copy(update={"name": None})
+        assumed = {"name": name, "why": str(error), **vars(row)}
+        return config.model_copy(update={"public": public}), with_public(benchmark, row), assumed
+    return config, benchmark, None
 
 
 def _seconds(
@@ -118,11 +139,13 @@ def show(found: Mapping[str, Any]) -> None:
 
     engine = found["engine"]
     say(f"{found['method']} on {found['benchmark']}, engine {engine['name']}, {engine['device']}, {engine['dtype']}")
-    if (row := found["assumed_row"]) is not None:
-        say(
-            f"Its files are not here; assumed of a row: {row['text']} tokens of text, {row['pictures']:g} pictures, "
-            f"{row['answers']} tokens of answer."
-        )
+    rows = {"Its files are": found["assumed_row"], "The public set's files are": found["assumed_public"]}
+    for whose, row in rows.items():
+        if row is not None:
+            say(
+                f"{whose} not all here; assumed of a row: {row['text']} tokens of text, {row['pictures']:g} pictures, "
+                f"{row['answers']} tokens of answer."
+            )
     say("")
     columns = [part for part in PARTS if any(part in plan["parts"] for plan in _plans(found))]
     print_rows(

@@ -43,8 +43,8 @@ def carry_out(configs: Sequence[RunConfig], ask: Ask, folder: Path, work: Callab
     engines = {config.engine for config in configs}
     names = {engine.name for engine in engines}
     if names == {"inprocess"}:
-        if ask.given:
-            raise UserError(f"{ask.given} is for the engine 'deepspeed'; add --engine deepspeed.")
+        for engine in engines:
+            _refuse_launch(engine, ask)
         work(None)
         return
     if len(engines) > 1:
@@ -56,13 +56,19 @@ def carry_out(configs: Sequence[RunConfig], ask: Ask, folder: Path, work: Callab
         _take_part(engine, work)
 
 
+def _refuse_launch(engine: EngineOptions, ask: Ask) -> None:
+    """Raises `UserError` for what would silently be without effect in one process."""
+    shared = "--zero" if engine.zero else "--shards" if engine.shards > 1 else ""
+    if what := ask.given or shared:
+        raise UserError(f"{what} is for the engine 'deepspeed'; add --engine deepspeed.")
+
+
 def check_plan(engine: EngineOptions, ranks: int | None, gpus: int | None) -> int:
     """How many processes a launch would have that is planned, on whatever machine; one without a launch. Raises
     `UserError` for what no machine could start."""
     ask = Ask((), ranks, gpus)
     if engine.name == "inprocess":
-        if ask.given:
-            raise UserError(f"{ask.given} is for the engine 'deepspeed'; add --engine deepspeed.")
+        _refuse_launch(engine, ask)
         return 1
     if ranks is not None and gpus is not None:
         raise UserError(EITHER)

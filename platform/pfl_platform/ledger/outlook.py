@@ -131,14 +131,13 @@ def _traffic(found: Rehearsal) -> list[dict[str, Any]]:
     kinds: dict[int, list[int]] = {}
     for index in range(fed.config.rounds):
         kinds.setdefault(found.like(index), []).append(index + 1)
-    rows, seen = [], set()
+    alike: dict[tuple[Any, ...], set[int]] = {}
     for like, rounds in kinds.items():
         for client, cost in found.turns.get(like, {}).items():
-            row = {"backbone": fed.backbone_of[client], **{way: getattr(cost, way) for way in BYTES}}
-            if (key := (like, *row.values())) not in seen:
-                seen.add(key)
-                rows.append({"rounds": _spans(rounds), **row})
-    return rows
+            key = (fed.backbone_of[client], *(getattr(cost, way) for way in BYTES))
+            alike.setdefault(key, set()).update(rounds)
+    names = ("backbone", *BYTES)
+    return [{"rounds": _spans(sorted(rounds)), **dict(zip(names, key, strict=True))} for key, rounds in alike.items()]
 
 
 def _spans(numbers: Sequence[int]) -> str:

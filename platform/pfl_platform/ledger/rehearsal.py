@@ -18,12 +18,13 @@ from unittest.mock import patch
 
 import torch
 
+from pfl_platform.adapters.export import personal_adapter
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
 from pfl_platform.federation.components import Federation
 from pfl_platform.federation.rounds import Parts, Progress, context, drive, one_round, prepare
 from pfl_platform.federation.setup import Setup, build
-from pfl_platform.federation.tasks import Cost, Outcome, Task
+from pfl_platform.federation.tasks import Address, Cost, Outcome, Task
 from pfl_platform.ledger.hollow import Account, hollow
 from pfl_platform.ledger.largest import Batches, questions_of
 from pfl_platform.ledger.probe import batches, rounds_of, way_of
@@ -53,8 +54,9 @@ class Held:
 class Rehearsal:
     """What was found. held: of every task that was carried out. turns: a client's costs by the number of a rehearsed
     round. server: what was no client's turn, by round. before: what came before round 0. states: bytes of a client's
-    state as a file, after the last rehearsed round. kept: the same of the server's. exported: of the
-    personal adapters. per_question: FLOPs of an answer, by host. stopped: why it went no further."""
+    state as a file, after the last rehearsed round. begun: what lies there from before round 0. kept: bytes of that and
+    of the server's. exported: of the personal adapters. per_question: FLOPs of an answer, by host. stopped: why it went
+    no further."""
 
     setup: Setup
     fed: Federation
@@ -63,6 +65,7 @@ class Rehearsal:
     server: dict[int, list[Cost]] = field(default_factory=dict)
     before: list[Cost] = field(default_factory=list)
     states: dict[str, int] = field(default_factory=dict)
+    begun: Sequence[Address] = ()
     kept: int = 0
     exported: int = 0
     per_question: dict[str, float] = field(default_factory=dict)
@@ -136,6 +139,7 @@ class _Stage:
     def go(self, fed: Federation, parts: Parts, rounds: int | None) -> None:
         progress = self._attempt("before round 1", lambda: drive(prepare(fed, parts), self))
         self.found.before = [outcome.cost for outcome in self.outcomes.values()]
+        self.found.begun = (*progress.states.values(), *fed.frozen.values())
         for index in rounds_of(fed, parts)[:rounds]:
             self.outcomes = {}
             progress = self._attempt(
@@ -153,13 +157,16 @@ class _Stage:
     def _book(self, progress: Progress) -> None:
         store: ShapeStore = self.worker.place.store
         self.found.states = {name: store.wire(address) for name, address in progress.states.items()}
-        self.found.kept = sum(map(store.wire, {*progress.server.tensors.values()}))
-        if len(self.found.setup.parts.recipe().passes) == 1:
-            fed = self.found.fed
-            hosts = {name: self.worker.host(fed.host_of(name)) for name in progress.states}
-            slots = max(1, len(self.found.setup.parts.objective.slots))
-            sizes = [sum(tensor.nbytes for tensor in host.params.values()) // slots for host in hosts.values()]
-            self.found.exported = sum(sizes)
+        self.found.kept = sum(map(store.wire, (*progress.server.tensors.values(), *self.found.begun)))
+        self.found.exported = sum(map(self._exported, progress.states))
+
+    def _exported(self, client_id: str) -> int:
+        """Bytes of a client's personal adapter, where its model has the form of one."""
+        recipe = self.found.setup.parts.recipe()
+        if len(recipe.passes) != 1 or recipe.rows is not None:
+            return 0
+        adapter = personal_adapter(self.worker.host(self.found.fed.host_of(client_id)), recipe.passes[0])
+        return 0 if adapter is None else sum(tensor.nbytes for tensor in adapter.tensors.values())
 
     def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
         groups: dict[str, list[Task]] = {}

@@ -1,4 +1,4 @@
-"""Samples of a benchmark whose files are not here: as many as were published, each as its card says one is."""
+"""Samples of benchmarks and public sets whose files are not here: as many as were published, each as its card says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pfl_platform.outlines import Row
 
 WORD = " a"
 """One token in about every tokenizer."""
+PUBLIC = 1 << 16
+"""Samples that a public set has: more than a run asks for."""
 
 
 @dataclass(frozen=True)
@@ -52,5 +54,17 @@ def typical(benchmark: Benchmark, row: Row) -> FixedBenchmark:
         tuple(map(client, benchmark.clients)),
         "outline",
         unseen=tuple(task(item, "unseen") for item in benchmark.unseen),
-        public_sets={"public": [Typical("public", 1 << 14, row).at(place) for place in range(64)]},
+        public_sets={"public": Typical("public", PUBLIC, row)},
+    )
+
+
+def with_public(benchmark: Benchmark, row: Row) -> FixedBenchmark:
+    """The same clients beside a public set of which no sample can be read."""
+    return FixedBenchmark(
+        benchmark.name,
+        benchmark.clients,
+        benchmark.digest(),
+        benchmark.unseen,
+        benchmark.defaults,
+        {"public": Typical("public", PUBLIC, row)},
     )
