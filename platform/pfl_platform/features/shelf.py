@@ -31,7 +31,7 @@ from pfl_platform.store.scratch import OVERHEAD, Scratch
 
 MEMORY = 64 << 20
 """Bytes that a process keeps for itself where nobody says otherwise."""
-TOGETHER, SMALL_STAGES = 16, 1 << 23
+TOGETHER, SMALL_STAGES = 32, 1 << 23
 """Pictures of a pass, and the number of params up to which stages are small."""
 MOST = 1 << 16
 """Most pictures of one backbone that a process keeps for itself, however small their features are."""
@@ -82,6 +82,7 @@ def decided_by(backbone: Backbone, sight: Sight, depth: int) -> Mapping[str, Any
     return {
         "stages": list(sight.stages[:depth]),
         "content": sight.digest,
+        "together": TOGETHER,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "processor": processor() if device.type == "cpu" else [],
