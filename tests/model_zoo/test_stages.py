@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,26 @@ def test_the_second_stage_by_low_rank_adapters(made: Path, first: Path) -> None:
     backbone = pfl_make_backbone(str(made / "low"), {})
     assert backbone is not None
     assert backbone.card.num_params == sum(value.numel() for value in weights(made / "low").values())
+
+
+@pytest.mark.parametrize(
+    ("stage", "data", "zero"), [("train-projector", "captions.json", "2"), ("instruct-tune", "talks.json", "3")]
+)
+def test_two_ranks_share_every_batch(made: Path, first: Path, stage: str, data: str, zero: str) -> None:
+    """Through the launcher: what two ranks train together is what one process trains, to rounding."""
+    words = ["--epochs", "0.3", "--lr", "1e-3", "--set", "evaluation.baseline=false"]
+    assert zoo(made, stage, "one", data, f"alone-{stage}", *words) == 0
+    given = ["--data", made / data, "--images", made / "images", "--out", made / f"ranks-{stage}", *QUICK, *words]
+    launch = ["--engine", "deepspeed", "--ranks", "2", "--zero", zero]
+    command = [sys.executable, "-m", "pfl_platform", "zoo", stage, made / "one", *given, *launch]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    before, alone, shared = (weights(made / name) for name in ("one", f"alone-{stage}", f"ranks-{stage}"))
+    assert changed(before, alone) == changed(before, shared) != set()
+    for name in changed(before, alone):
+        moved = (alone[name].float() - before[name].float()).norm()
+        apart = (shared[name].float() - alone[name].float()).norm()
+        assert apart < 1e-3 * moved, name  # the files are float16: a step of that here or there
 
 
 def test_what_is_published_holds_where_nothing_is_said(made: Path) -> None:
