@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pfl_platform.budgets import find, table
-from pfl_platform.cli import budgets
+from pfl_platform.cli import budgets, main
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import UserError
 from pfl_platform.evaluation.comparison import summarise
@@ -224,15 +224,41 @@ class TestCommand:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "table.yaml").write_text(
-            "rows: {One: {method: sft}, Two: {method: ditto}, Again: {method: sft, adapter: {r: 4}}}\n",
+            "rows: {One: {method: sft}, Two: {method: ditto}, Also: {method: ditto, objective: {lam: 0.5}}}\n",
             encoding="utf-8",
         )
-        words = ("--recipe=table.yaml", "--benchmark", federation(**TWO), *PLAIN, "--local-steps=8", "--budget=flops")
-        said = pfl("run", *words, "--out", tmp_path / "out")
+        words = ("--recipe=table.yaml", "--benchmark", federation(**TWO), *PLAIN, "--local-steps=8")
+        said = pfl("run", *words, "--budget=flops", "--out", tmp_path / "out")
         assert said.code == 0, said.err
         plan = read(tmp_path / "out" / "plan.yaml")
-        assert {name: run["local_steps"] for name, run in plan.items()} == {"One": 8, "Two": 4, "Again": 8}
+        assert {name: run["local_steps"] for name, run in plan.items()} == {"One": 8, "Two": 4, "Also": 4}
         assert {run["budget"]["asked"] for run in plan.values()} == {plan["One"]["budget"]["asked"]}
+        assert {run["budget"]["method"] for run in plan.values()} == {"One"}
+
+    @pytest.mark.parametrize(
+        ("budget", "expected"),
+        [("steps", {"One": 6, "Two": 6, "Half": 12}), ("fedmosaic-table", {"One": 6, "Two": 3, "Half": 6})],
+    )
+    def test_rows_with_rounds_of_their_own(
+        self,
+        budget: str,
+        expected: dict[str, int],
+        federation: Federation,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Equal steps are those of the run: 24 here, in twice two rounds or in four."""
+        (tmp_path / "table.yaml").write_text(
+            "rounds: 4\nlocal_steps: 6\n"
+            "rows: {One: {method: sft}, Two: {method: ditto, local_steps: 2}, Half: {method: feddat, rounds: 2}}\n",
+            encoding="utf-8",
+        )
+        words = ["run", "--recipe", str(tmp_path / "table.yaml"), "--benchmark", str(federation(**TWO))]
+        assert main([*words, f"--budget={budget}", "--print-config"]) == 0
+        (tmp_path / "plan.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+        plan = read(tmp_path / "plan.yaml")
+        assert {name: run["local_steps"] for name, run in plan.items()} == expected
+        assert [run["rounds"] for run in plan.values()] == [4, 4, 2]
 
     def test_bytes_by_rounds_at_equal_steps(self, federation: Federation, pfl: Any, tmp_path: Path) -> None:
         words = ("--benchmark", federation(a="tiny-llama-s", b="tiny-llama-s"), "--rounds=4", "--local-steps=6")
@@ -296,9 +322,9 @@ class TestRefusals:
         [
             (
                 ["--budget=flops"],
-                "--budget holds methods to each other's cost; name some others with --compare, or more rows.",
+                "--budget holds runs to each other's cost; name other methods with --compare, or rows with --row.",
             ),
-            (["--budget=flops", "--compare=sft"], "name some others with --compare, or more rows."),
+            (["--budget=flops", "--compare=sft"], "name other methods with --compare, or rows with --row."),
             (["--budget=flosp", "--compare=fedit"], "There is no budget called 'flosp'. Did you mean 'flops'?"),
             (["--budget=fedmosaic", "--compare=fedit"], "Did you mean 'fedmosaic-table'?"),
             (["--budget=fedmosaic-table", "--compare=potara"], "says nothing of 'potara'; it lists sft, fedit,"),
@@ -322,14 +348,12 @@ class TestRefusals:
         assert sentence in said.err
         assert not (tmp_path / "deep").exists()
 
-    def test_rows_that_differ_in_the_seed_alone(
-        self, pfl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_one_row_under_two_seeds(self, pfl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "one.yaml").write_text("method: sft\nrows: {one: {}}\n", encoding="utf-8")
         said = pfl("run", "--recipe=one.yaml", "--seeds=1,2", "--budget=flops")
         assert (said.code, said.err.count("\n")) == (2, 1)
-        assert "name some others with --compare, or more rows." in said.err
+        assert "name other methods with --compare, or rows with --row." in said.err
         assert [file.name for file in tmp_path.iterdir()] == ["one.yaml"]
 
     def test_a_published_table_has_no_two_rows_of_a_method(

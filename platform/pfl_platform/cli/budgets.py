@@ -31,7 +31,9 @@ def checked(runs: Plan, name: str | None) -> Plan:
     budget = find(name)
     configs = _apart(runs)
     if len(configs) < 2:
-        raise UserError("--budget holds methods to each other's cost; name some others with --compare, or more rows.")
+        raise UserError(
+            "--budget holds runs to each other's cost; name other methods with --compare, or rows with --row."
+        )
     for config in configs.values():
         if tuned := [key for key in SOLVED if key in (config.tune or {})]:
             raise UserError(f"The setting '{tuned[0]}' cannot be tuned under a budget; leave out --budget or --tune.")

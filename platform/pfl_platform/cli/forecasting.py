@@ -13,7 +13,7 @@ from pfl_platform.cli.output import console, note, print_json, print_rows
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
 from pfl_platform.errors import UserError
-from pfl_platform.federation.setup import assign, device_of, public_set
+from pfl_platform.federation.setup import assign, device_of
 from pfl_platform.ledger import calibration
 from pfl_platform.ledger.capacity import Capacity, memory_of
 from pfl_platform.ledger.estimates import questions
@@ -73,6 +73,9 @@ def _one(order: Order, request: Request) -> dict[str, Any]:
         benchmark = typical(resolver.benchmark(config.benchmark.model_dump()), assumed)
     processes = check_plan(config.engine, order.ranks, order.gpus)
     config, benchmark, public = _with_public(config, benchmark, manager)
+    if order.calibrate and (assumed is not None or public is not None):
+        whose = "benchmark" if assumed is not None else "public set"
+        raise UserError(f"The {whose}'s files are not all here, so no step of the run can be measured.")
     if not order.json:
         note("rehearsing rounds on shapes")
     asked = Asked(config, manager, benchmark, device_of(config))
@@ -83,9 +86,6 @@ def _one(order: Order, request: Request) -> dict[str, Any]:
     found["assumed_public"] = public
     found["proposals"] = proposals(asked, rehearsal, capacity)
     if order.calibrate:
-        if assumed is not None or public is not None:
-            whose = "benchmark" if assumed is not None else "public set"
-            raise UserError(f"The {whose}'s files are not here, so no step of the run can be measured.")
         calibration.keep(config, calibration.measured(config, manager, benchmark))
     found["seconds"] = _seconds(config, benchmark, found["flops"], processes)
     return found
@@ -100,7 +100,7 @@ def _with_public(
     if name not in available("benchmark"):
         return config, benchmark, None
     try:
-        public_set(config, benchmark, manager)
+        manager.make("benchmark", name, {})
     except UserError as error:
         row = row_of(name)
         public = config.public.model_copy(update={"name": None})
@@ -142,9 +142,10 @@ def show(found: Mapping[str, Any]) -> None:
     rows = {"Its files are": found["assumed_row"], "The public set's files are": found["assumed_public"]}
     for whose, row in rows.items():
         if row is not None:
+            why = f" ({row['why'].rstrip('.')})" if "why" in row else ""
             say(
-                f"{whose} not all here; assumed of a row: {row['text']} tokens of text, {row['pictures']:g} pictures, "
-                f"{row['answers']} tokens of answer."
+                f"{whose} not all here{why}; assumed of a row: {row['text']} tokens of text, {row['pictures']:g} "
+                f"pictures, {row['answers']} tokens of answer."
             )
     say("")
     columns = [part for part in PARTS if any(part in plan["parts"] for plan in _plans(found))]

@@ -43,6 +43,10 @@ def grouped(command: Callable[..., R]) -> Callable[..., R]:
         else:
             seen.append(_option(name, kind, parameter.default))
 
+    names = [parameter.name for parameter in seen]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TypeError(f"{command.__name__} has the option '{twice[0]}' twice")
+
     @wraps(command)
     def called(**said: Any) -> R:
         given = {

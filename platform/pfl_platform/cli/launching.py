@@ -43,8 +43,7 @@ def carry_out(configs: Sequence[RunConfig], ask: Ask, folder: Path, work: Callab
     engines = {config.engine for config in configs}
     names = {engine.name for engine in engines}
     if names == {"inprocess"}:
-        for engine in engines:
-            _refuse_launch(engine, ask)
+        _refuse_launch(ask)
         work(None)
         return
     if len(engines) > 1:
@@ -56,11 +55,16 @@ def carry_out(configs: Sequence[RunConfig], ask: Ask, folder: Path, work: Callab
         _take_part(engine, work)
 
 
-def _refuse_launch(engine: EngineOptions, ask: Ask) -> None:
+def _refuse_launch(ask: Ask) -> None:
+    if ask.given:
+        raise UserError(f"{ask.given} is for the engine 'deepspeed'; add --engine deepspeed.")
+
+
+def check_engine(engine: EngineOptions) -> None:
     """Raises `UserError` for what would silently be without effect in one process."""
-    shared = "--zero" if engine.zero else "--shards" if engine.shards > 1 else ""
-    if what := ask.given or shared:
-        raise UserError(f"{what} is for the engine 'deepspeed'; add --engine deepspeed.")
+    if engine.name == "inprocess" and (engine.zero or engine.shards > 1):
+        what = "ZeRO (engine.zero)" if engine.zero else "Sharing a client (engine.shards)"
+        raise UserError(f"{what} is for the engine 'deepspeed'; add --engine deepspeed, or leave it out.")
 
 
 def check_plan(engine: EngineOptions, ranks: int | None, gpus: int | None) -> int:
@@ -68,7 +72,8 @@ def check_plan(engine: EngineOptions, ranks: int | None, gpus: int | None) -> in
     `UserError` for what no machine could start."""
     ask = Ask((), ranks, gpus)
     if engine.name == "inprocess":
-        _refuse_launch(engine, ask)
+        _refuse_launch(ask)
+        check_engine(engine)
         return 1
     if ranks is not None and gpus is not None:
         raise UserError(EITHER)

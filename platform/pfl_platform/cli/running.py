@@ -110,6 +110,7 @@ def _plan(resolver: Resolver, request: Request, compare: Sequence[str], seeds: S
         requests = [(seed, replace(request, options={**request.options, "seed": seed})) for seed in seeds]
     for seed, asked in requests:
         first = resolver.resolve(asked)
+        launching.check_engine(first.engine)
         configs = [
             first,
             *(resolver.alongside(asked, first, name) for name in dict.fromkeys(compare) if name != first.method),

@@ -47,7 +47,7 @@ def asked(name: str, quantity: Quantity, probe: Probe, config: RunConfig, steps:
     found = probe.cost(quantity, config.rounds, steps.get(config.method, config.local_steps))
     if found <= 0:
         raise UserError(
-            f"A run of '{config.method}' takes no {quantity}, so there is nothing to hold the others to; name another "
+            f"A run of '{called(config)}' takes no {quantity}, so there is nothing to hold the others to; name another "
             "method first, or another budget."
         )
     return Asked(name, quantity, config, found, steps)
@@ -61,22 +61,24 @@ def solved(budget: Asked, probe: Probe, config: RunConfig) -> RunConfig:
     quantity, first = budget.quantity, budget.config
     rounds, steps = config.rounds, config.local_steps
     if budget.name != quantity:
-        steps = budget.steps[config.method]
+        steps = max(1, round(budget.steps[config.method] * first.rounds / rounds))
+    elif config != first and quantity == "steps":
+        steps = max(1, round(first.rounds * first.local_steps / rounds))
     elif config != first and quantity == "bytes":
         rounds = _rounds(budget, probe, config)
         steps = max(1, round(first.rounds * first.local_steps / rounds))
-    elif config != first and quantity != "steps":
+    elif config != first:
         steps = _steps(budget, probe, config)
     try:
         probe.check(rounds, steps)
     except UserError as error:
-        raise UserError(f"The budget leaves '{config.method}' {_size(rounds, steps)}: {error}") from error
+        raise UserError(f"The budget leaves '{called(config)}' {_size(rounds, steps)}: {error}") from error
     expected = probe.cost(quantity, rounds, steps)
     more = (probe.cost(quantity, rounds, 2 * steps) - expected) / (rounds * steps)
     frozen = Budget(
         name=budget.name,
         quantity=quantity,
-        method=first.method,
+        method=called(first),
         asked=budget.amount,
         expected=expected,
         per_step=more,
@@ -93,47 +95,52 @@ def with_budget(config: RunConfig, budget: Budget, rounds: int, local_steps: int
     return config.model_copy(update=changed)
 
 
+def called(config: RunConfig) -> str:
+    """What sentences call a run: a row by its name, else its method."""
+    return config.label or config.method
+
+
 def _steps(budget: Asked, probe: Probe, config: RunConfig) -> int:
     def cost(steps: int) -> float:
         return probe.cost(budget.quantity, config.rounds, steps)
 
     if cost(1) > budget.amount * (1 + SLACK):
         raise UserError(
-            f"With a single local step per round '{config.method}' already takes "
-            f"{amount_text(cost(1), budget.quantity)}, more than the budget, which is what '{budget.config.method}' "
+            f"With a single local step per round '{called(config)}' already takes "
+            f"{amount_text(cost(1), budget.quantity)}, more than the budget, which is what '{called(budget.config)}' "
             f"takes: {amount_text(budget.amount, budget.quantity)}; give that one more local steps, or leave "
-            f"'{config.method}' out."
+            f"'{called(config)}' out."
         )
     found = nearest_number(cost, budget.amount, budget.config.local_steps)
     if found is None:
         raise UserError(
-            f"The {budget.quantity} of '{config.method}' do not grow with its local steps, so they cannot be matched; "
+            f"The {budget.quantity} of '{called(config)}' do not grow with its local steps, so they cannot be matched; "
             "leave it out, or choose another budget."
         )
     return found
 
 
 def _rounds(budget: Asked, probe: Probe, config: RunConfig) -> int:
-    total = config.rounds * config.local_steps
+    total = budget.config.rounds * budget.config.local_steps
 
     def cost(rounds: int) -> float:
         return probe.cost(budget.quantity, rounds, max(1, round(total / rounds)))
 
     if cost(config.rounds) <= 0:
         raise UserError(
-            f"'{config.method}' sends nothing, so no number of rounds gives it the bytes of '{budget.config.method}'; "
-            "leave it out, or choose another budget."
+            f"'{called(config)}' sends nothing, so no number of rounds gives it the bytes of "
+            f"'{called(budget.config)}'; leave it out, or choose another budget."
         )
     if cost(1) > budget.amount * (1 + SLACK):
         raise UserError(
-            f"With a single round '{config.method}' already sends {amount_text(cost(1), 'bytes')}, more than the "
-            f"budget, which is what '{budget.config.method}' sends: {amount_text(budget.amount, 'bytes')}; give that "
-            f"one more rounds, or leave '{config.method}' out."
+            f"With a single round '{called(config)}' already sends {amount_text(cost(1), 'bytes')}, more than the "
+            f"budget, which is what '{called(budget.config)}' sends: {amount_text(budget.amount, 'bytes')}; give that "
+            f"one more rounds, or leave '{called(config)}' out."
         )
     found = nearest_number(cost, budget.amount, config.rounds, most=total)
     if found is None:
         raise UserError(
-            f"'{config.method}' would not send the bytes of '{budget.config.method}', "
+            f"'{called(config)}' would not send the bytes of '{called(budget.config)}', "
             f"{amount_text(budget.amount, 'bytes')}, even if each of its {total} local steps were a round; leave it "
             "out, or choose another budget."
         )

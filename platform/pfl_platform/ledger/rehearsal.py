@@ -9,6 +9,7 @@ batch of questions. Rounds that differ in kind are rehearsed, as `probe` finds t
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from unittest.mock import patch
 import torch
 
 from pfl_platform.adapters.export import personal_adapter
+from pfl_platform.adapters.host import Host
+from pfl_platform.adapters.surfaces import Mix
 from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
 from pfl_platform.federation.components import Federation
@@ -139,13 +142,14 @@ class _Stage:
     def go(self, fed: Federation, parts: Parts, rounds: int | None) -> None:
         progress = self._attempt("before round 1", lambda: drive(prepare(fed, parts), self))
         self.found.before = [outcome.cost for outcome in self.outcomes.values()]
-        self.found.begun = (*progress.states.values(), *fed.frozen.values())
+        self.found.begun = (*set(progress.states.values()), *set(fed.frozen.values()))  # equal ones lie there once
+        self._attempt("before round 1", lambda: self._book(progress))
         for index in rounds_of(fed, parts)[:rounds]:
             self.outcomes = {}
             progress = self._attempt(
                 f"in round {index + 1}", lambda p=progress, i=index: drive(one_round(fed, parts, p, i), self).progress
             )
-            self._book(progress)
+            self._attempt(f"after round {index + 1}", lambda p=progress: self._book(p))
 
     def _attempt(self, where: str, run: Any) -> Any:
         try:
@@ -158,15 +162,11 @@ class _Stage:
         store: ShapeStore = self.worker.place.store
         self.found.states = {name: store.wire(address) for name, address in progress.states.items()}
         self.found.kept = sum(map(store.wire, (*progress.server.tensors.values(), *self.found.begun)))
-        self.found.exported = sum(map(self._exported, progress.states))
-
-    def _exported(self, client_id: str) -> int:
-        """Bytes of a client's personal adapter, where its model has the form of one."""
-        recipe = self.found.setup.parts.recipe()
-        if len(recipe.passes) != 1 or recipe.rows is not None:
-            return 0
-        adapter = personal_adapter(self.worker.host(self.found.fed.host_of(client_id)), recipe.passes[0])
-        return 0 if adapter is None else sum(tensor.nbytes for tensor in adapter.tensors.values())
+        recipe, hosts = self.found.setup.parts.recipe(), Counter(map(self.found.fed.host_of, progress.states))
+        if len(recipe.passes) == 1 and recipe.rows is None:
+            self.found.exported = sum(
+                count * _exported(self.worker.host(name), recipe.passes[0]) for name, count in hosts.items()
+            )
 
     def run(self, tasks: Sequence[Task]) -> Mapping[str, Outcome]:
         groups: dict[str, list[Task]] = {}
@@ -257,6 +257,12 @@ class _Stage:
                 turns[task.actor] = replace(cost, score_payload=more.score_payload, score_wire=more.score_wire)
             elif task.stage != "prepare":
                 self.found.server.setdefault(task.round_index, []).append(done[task.actor].cost)
+
+
+def _exported(host: Host, mix: Mix) -> int:
+    """Bytes of a personal adapter, where the mix has the form of one."""
+    adapter = personal_adapter(host, mix)
+    return 0 if adapter is None else sum(tensor.nbytes for tensor in adapter.tensors.values())
 
 
 @contextmanager
