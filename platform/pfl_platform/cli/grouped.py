@@ -16,13 +16,8 @@ def grouped(command: Callable[..., R]) -> Callable[..., R]:
 
     Fields are annotated as parameters of a Typer command are, and have its defaults:
 
-    >>> from dataclasses import dataclass
-    >>> from typing import Annotated
-    >>> import typer
-    >>> @dataclass(frozen=True)
-    ... class Place:
-    ...     city: Annotated[str, typer.Option("--city")] = "Bonn"
-    ...     number: int = 1
+    >>> from dataclasses import make_dataclass
+    >>> Place = make_dataclass("Place", [("city", str, "Bonn"), ("number", int, 1)])
     >>> def visit(place: Place, again: bool = False) -> str:
     ...     return f"{place.city} {place.number} {again}"
     >>> visit.__annotations__ = {"place": Place, "again": bool, "return": str}  # a doctest has no module to look in
