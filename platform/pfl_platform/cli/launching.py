@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from pfl_platform.engines.carrier import Carrier
 
 
-EITHER = "Give --gpus, or --ranks for processes on whatever device there is, not both."
-NONE = "A launch has at least one rank."
-
-
 @dataclass(frozen=True)
 class Ask:
     """What the user said of processes. words: the command as it was typed, which every rank carries out."""
@@ -75,12 +71,7 @@ def check_plan(engine: EngineOptions, ranks: int | None, gpus: int | None) -> in
         _refuse_launch(ask)
         check_engine(engine)
         return 1
-    if ranks is not None and gpus is not None:
-        raise UserError(EITHER)
-    number = gpus if gpus is not None else ranks
-    if number is not None and number < 1:
-        raise UserError(NONE)
-    number = number or engine.shards
+    number = _asked(ask) or engine.shards
     launcher.check_shape(launcher.Machines(number), engine.shards)
     check_stage(engine.zero, engine.shards)
     return number
@@ -107,12 +98,18 @@ def _settled(ask: Ask, folder: Path) -> list[str]:
     return [] if taken else ["--out", str(folder)]
 
 
-def _ranks(ask: Ask, cpu: bool) -> int:
+def _asked(ask: Ask) -> int | None:
+    """How many processes were asked for."""
     if ask.ranks is not None and ask.gpus is not None:
-        raise UserError(EITHER)
+        raise UserError("Give --gpus, or --ranks for processes on whatever device there is, not both.")
     number = ask.gpus if ask.gpus is not None else ask.ranks
     if number is not None and number < 1:
-        raise UserError(NONE)
+        raise UserError("A launch has at least one rank.")
+    return number
+
+
+def _ranks(ask: Ask, cpu: bool) -> int:
+    number = _asked(ask)
     there = 0 if cpu else _gpus()
     if ask.gpus is not None and ask.hostfile is None and ask.gpus > there:
         has = f"{there} of them" if there else "none; --ranks starts processes without"

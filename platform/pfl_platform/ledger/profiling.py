@@ -204,8 +204,7 @@ class _Worker(Worker):
         known = name in self._hosts
         host = super().host(name)
         if not known:
-            for method in ("load", "read", "load_frozen", "load_base"):
-                _put(host, method, self._profile.timed("swap", getattr(host, method)))
+            self._swaps(host, "load", "read", "load_frozen", "load_base")
             _put(host, "run", self._profile.timed("forward", host.run))  # also of passes that clients share
         return host
 
@@ -214,9 +213,12 @@ class _Worker(Worker):
         lanes = super()._lanes_of(name, count)
         if lanes is not known:
             for lane in lanes.lanes:
-                for method in ("load", "read"):
-                    _put(lane, method, self._profile.timed("swap", getattr(lane, method)))
+                self._swaps(lane, "load", "read")
         return lanes
+
+    def _swaps(self, host: Host, *methods: str) -> None:
+        for method in methods:
+            _put(host, method, self._profile.timed("swap", getattr(host, method)))
 
     def _turn(self, task: Task, *args: Any, **options: Any) -> Any:
         profile = self._profile

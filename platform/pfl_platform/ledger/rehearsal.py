@@ -57,9 +57,9 @@ class Held:
 class Rehearsal:
     """What was found. held: of every task that was carried out. turns: a client's costs by the number of a rehearsed
     round. server: what was no client's turn, by round. before: what came before round 0. states: bytes of a client's
-    state as a file, after the last rehearsed round. begun: what lies there from before round 0. kept: bytes of that and
-    of the server's. exported: of the personal adapters. per_question: FLOPs of an answer, by host. stopped: why it went
-    no further."""
+    state as a file, after the last rehearsed round. kept: the same of what lies there from before round 0 and of the
+    server's. exported: of the personal adapters. per_question: FLOPs of an answer, by host. stopped: why it went no
+    further."""
 
     setup: Setup
     fed: Federation
@@ -68,7 +68,6 @@ class Rehearsal:
     server: dict[int, list[Cost]] = field(default_factory=dict)
     before: list[Cost] = field(default_factory=list)
     states: dict[str, int] = field(default_factory=dict)
-    begun: Sequence[Address] = ()
     kept: int = 0
     exported: int = 0
     per_question: dict[str, float] = field(default_factory=dict)
@@ -138,11 +137,12 @@ class _Stage:
     account: Account
     found: Rehearsal
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    begun: Sequence[Address] = ()  # what lies in the store from before round 0
 
     def go(self, fed: Federation, parts: Parts, rounds: int | None) -> None:
         progress = self._attempt("before round 1", lambda: drive(prepare(fed, parts), self))
         self.found.before = [outcome.cost for outcome in self.outcomes.values()]
-        self.found.begun = (*set(progress.states.values()), *set(fed.frozen.values()))  # equal ones lie there once
+        self.begun = (*set(progress.states.values()), *set(fed.frozen.values()))  # equal ones lie there once
         self._attempt("before round 1", lambda: self._book(progress))
         for index in rounds_of(fed, parts)[:rounds]:
             self.outcomes = {}
@@ -161,7 +161,7 @@ class _Stage:
     def _book(self, progress: Progress) -> None:
         store: ShapeStore = self.worker.place.store
         self.found.states = {name: store.wire(address) for name, address in progress.states.items()}
-        self.found.kept = sum(map(store.wire, (*progress.server.tensors.values(), *self.found.begun)))
+        self.found.kept = sum(map(store.wire, (*progress.server.tensors.values(), *self.begun)))
         recipe, hosts = self.found.setup.parts.recipe(), Counter(map(self.found.fed.host_of, progress.states))
         if len(recipe.passes) == 1 and recipe.rows is None:
             self.found.exported = sum(
