@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_platform.cli import typed
-from pfl_platform.cli.arguments import EngineName, Gpus, Hostfile, Quiet, Ranks, Seed, Settings, Shards, Threads, Zero
+from pfl_platform.cli.arguments import Hostfile, MachineOptions, Quiet, Seed, Settings
 from pfl_platform.cli.grouped import grouped
 
 if TYPE_CHECKING:
@@ -49,13 +49,7 @@ class StageOptions:
     )
     seed: Seed = None
     sets: Settings = None
-    threads: Threads = None
-    engine: EngineName = None
-    gpus: Gpus = None
-    ranks: Ranks = None
     hostfile: Hostfile = None
-    zero: Zero = None
-    shards: Shards = None
     quiet: Quiet = False
 
 
@@ -91,24 +85,25 @@ def build_llava(
 
 @zoo.command("train-projector")
 @grouped
-def train_projector(asked: StageOptions) -> None:
+def train_projector(asked: StageOptions, machine: MachineOptions) -> None:
     """LLaVA's first stage: train the projector alone, on captions or names of pictures."""
-    _train("projector", 0, asked)
+    _train("projector", 0, asked, machine)
 
 
 @zoo.command("instruct-tune")
 @grouped
 def instruct_tune(
     asked: StageOptions,
+    machine: MachineOptions,
     rank: Annotated[
         int, typer.Option("--rank", min=0, help="Of LoRA in the language model; 0 trains all of its weights.")
     ] = 0,
 ) -> None:
     """LLaVA's second stage: train projector and language model on instructions; the loss is of answers alone."""
-    _train("instructions", rank, asked)
+    _train("instructions", rank, asked, machine)
 
 
-def _train(stage: Stage, rank: int, asked: StageOptions) -> None:
+def _train(stage: Stage, rank: int, asked: StageOptions, machine: MachineOptions) -> None:
     """Ranks share every batch unless --shards says otherwise."""
     from pfl_model_zoo.making.stages import Wish, carry_out
     from pfl_platform.cli.launching import Ask
@@ -120,16 +115,13 @@ def _train(stage: Stage, rank: int, asked: StageOptions) -> None:
         "benchmark.held_out": asked.held_out,
         "benchmark.metric": asked.metric,
         "seed": asked.seed,
-        "engine.threads": asked.threads,
-        "engine.name": asked.engine,
-        "engine.zero": asked.zero,
-        "engine.shards": asked.shards if asked.shards is not None else asked.ranks or asked.gpus,
-        "engine.device": "cuda" if asked.gpus is not None else None,
+        "engine.shards": machine.ranks or machine.gpus,
+        **machine.settings,
     }
     wish = Wish(
         stage, asked.folder, asked.data, asked.images, rank, asked.epochs, asked.save_every, options, asked.sets or ()
     )
-    ask = Ask(typed.words(), asked.ranks, asked.gpus, asked.hostfile)
+    ask = Ask(typed.words(), machine.ranks, machine.gpus, asked.hostfile)
     carry_out(wish, asked.out, asked.run, asked.quiet, ask)
 
 

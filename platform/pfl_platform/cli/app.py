@@ -11,7 +11,7 @@ import typer
 
 from pfl_platform import __version__
 from pfl_platform.cli import typed
-from pfl_platform.cli.arguments import Data, Gpus, Hostfile, Json, Markdown, Quiet, Ranks, RunOptions
+from pfl_platform.cli.arguments import Data, Gpus, Hostfile, Json, MachineOptions, Markdown, Quiet, Ranks, RunOptions
 from pfl_platform.cli.files import files
 from pfl_platform.cli.forecasts import forecasts
 from pfl_platform.cli.grouped import grouped
@@ -54,6 +54,7 @@ def _options(
 @grouped
 def run(
     asked: RunOptions,
+    machine: MachineOptions,
     seeds: Annotated[str | None, typer.Option("--seeds", help="Several runs, one per seed: 0,1,2.")] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Run these methods too, under the same budget: a,b.")
@@ -90,7 +91,7 @@ def run(
     from pfl_platform.cli.launching import Ask
 
     plan = running.plan(
-        asking.request(asked, tune=tune, force=force),
+        asking.request(asked, machine, tune=tune, force=force),
         compare=running.others(compare),
         seeds=running.numbers(seeds, "--seeds"),
         rows=asked.row or (),
@@ -99,7 +100,7 @@ def run(
     if print_config:
         running.print_plan(budgets.foreseen(plan, budget))
         return
-    running.start(plan, out, quiet, budget, Ask(typed.words(), asked.ranks, asked.gpus, hostfile), profile)
+    running.start(plan, out, quiet, budget, Ask(typed.words(), machine.ranks, machine.gpus, hostfile), profile)
 
 
 @app.command()

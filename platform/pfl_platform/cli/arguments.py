@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,30 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="Any setting: 
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where a run is carried out."""
+
+    threads: Threads = None
+    engine: EngineName = None
+    gpus: Gpus = None
+    ranks: Ranks = None
+    zero: Zero = None
+    shards: Shards = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was said of them, as settings of a run."""
+        given = {
+            "engine.threads": self.threads,
+            "engine.name": self.engine,
+            "engine.zero": self.zero,
+            "engine.shards": self.shards,
+            "engine.device": "cuda" if self.gpus is not None else None,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Which run, and with what: options that `run` and `plan` have in common; see `asking`."""
 
@@ -62,13 +86,7 @@ class RunOptions:
     ] = None
     public_size: Annotated[int | None, typer.Option("--public-size", help="Samples of the public set.")] = None
     settings: Settings = None
-    threads: Threads = None
     data: Data = None
-    engine: EngineName = None
-    gpus: Gpus = None
-    ranks: Ranks = None
-    zero: Zero = None
-    shards: Shards = None
     batch_clients: Annotated[
         str | None,
         typer.Option(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pfl_platform.cli.arguments import RunOptions
+from pfl_platform.cli.arguments import MachineOptions, RunOptions
 from pfl_platform.cli.running import public_name
 from pfl_platform.recipes import Request
 from pfl_platform.tuning import grid
 
 
-def request(asked: RunOptions, *, tune: Sequence[str] | None = None, force: bool = False) -> Request:
+def request(
+    asked: RunOptions, machine: MachineOptions, *, tune: Sequence[str] | None = None, force: bool = False
+) -> Request:
     """The request that these options make."""
     given: dict[str, Any] = {
         "adapter.name": asked.adapter,
@@ -21,19 +23,14 @@ def request(asked: RunOptions, *, tune: Sequence[str] | None = None, force: bool
         "seed": asked.seed,
         "public.name": public_name(asked.public),
         "public.size": asked.public_size,
-        "engine.threads": asked.threads,
-        "engine.name": asked.engine,
-        "engine.zero": asked.zero,
-        "engine.shards": asked.shards,
         "engine.batch_clients": asked.batch_clients,
         "engine.force": force or None,
-        "engine.device": "cuda" if asked.gpus is not None else None,
         "tune": dict(map(grid, tune)) if tune else None,
     }
     return Request(
         method=asked.plugin,
         benchmark=asked.benchmark,
         recipe=asked.recipe,
-        options={key: value for key, value in given.items() if value is not None},
+        options={key: value for key, value in given.items() if value is not None} | machine.settings,
         sets=asked.settings or (),
     )

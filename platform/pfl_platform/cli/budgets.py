@@ -5,13 +5,13 @@ Nothing is written here: what was solved goes into the plan, from which runs sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pfl_platform.budgets import Quantity, Table, find
 from pfl_platform.cli.output import note
-from pfl_platform.cli.plans import Plan
+from pfl_platform.cli.plans import Plan, firsts
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import UserError
 from pfl_platform.plugins import PluginManager
@@ -29,12 +29,12 @@ def checked(runs: Plan, name: str | None) -> Plan:
     if name is None:
         return runs
     budget = find(name)
-    configs = _apart(runs)
+    configs = [runs[place] for place in dict.fromkeys(firsts(runs).values())]
     if len(configs) < 2:
         raise UserError(
             "--budget holds runs to each other's cost; name other methods with --compare, or rows with --row."
         )
-    for config in configs.values():
+    for config in configs:
         if tuned := [key for key in SOLVED if key in (config.tune or {})]:
             raise UserError(f"The setting '{tuned[0]}' cannot be tuned under a budget; leave out --budget or --tune.")
         if config.local_epochs and budget != "steps":
@@ -66,56 +66,39 @@ def solved(runs: Plan, name: str | None, quiet: bool) -> Plan:
         return runs
     from pfl_platform.ledger import budget as ledger
 
-    chosen, configs = find(name), _apart(runs)
-    table = _published(chosen, configs) if isinstance(chosen, Table) else {}
+    chosen, like = find(name), firsts(runs)
+    configs = {place: runs[place] for place in like.values()}
+    table = _published(chosen, [*configs.values()]) if isinstance(chosen, Table) else {}
     quantity: Quantity = "steps" if isinstance(chosen, Table) else chosen
     found: dict[str, RunConfig] = {}
     asked: ledger.Asked | None = None
-    for number, (what, config) in enumerate(configs.items(), 1):
+    for number, (place, config) in enumerate(configs.items(), 1):
         if quantity != "steps" and not quiet:
-            note(f"budget of {quantity}: measuring {what} ({number} of {len(configs)})")
+            note(f"budget of {quantity}: measuring {ledger.called(config)} ({number} of {len(configs)})")
         with _probe(config, measured=quantity != "steps") as probe:
             if asked is None:
                 asked = ledger.asked(name, quantity, probe, config, table)
-            found[what] = ledger.solved(asked, probe, config)
+            found[place] = ledger.solved(asked, probe, config)
         if not quiet:
-            note(_sentence(what, found[what]))
-    solutions = [(_unseeded(configs[what]), solution) for what, solution in found.items()]
-    return {
-        place: next(_like(solution, config) for asked_of, solution in solutions if asked_of == _unseeded(config))
-        for place, config in runs.items()
-    }
+            note(_sentence(ledger.called(config), found[place]))
+    return {place: _like(found[like[place]], config) for place, config in runs.items()}
 
 
-def _published(table: Table, configs: Mapping[str, RunConfig]) -> dict[str, int]:
+def _published(table: Table, configs: Sequence[RunConfig]) -> dict[str, int]:
     """Local steps by method. Raises `UserError` where two runs are of one method: a table has one number for both."""
-    first, *_ = configs.values()
-    methods = [config.method for config in configs.values()]
+    methods = [config.method for config in configs]
     if twice := [method for method in methods if methods.count(method) > 1]:
         raise UserError(
             f"The budget '{table.name}' has one number of local steps for '{twice[0]}', of which these are several "
             "rows; choose a budget that is measured, such as flops."
         )
-    return table.of(methods, first.method, first.local_steps)
+    return table.of(methods, configs[0].method, configs[0].local_steps)
 
 
 def _like(solution: RunConfig, config: RunConfig) -> RunConfig:
     """A run of another seed, with the solution."""
     same = {key: getattr(solution, key) for key in ("budget", "rounds", "local_steps", "evaluation")}
     return config.model_copy(update=same)
-
-
-def _apart(runs: Plan) -> dict[str, RunConfig]:
-    """One run of each method, or row, by the name of its folder: those that differ in more than the seed."""
-    found: dict[str, RunConfig] = {}
-    for place, config in runs.items():
-        if not any(_unseeded(config) == _unseeded(other) for other in found.values()):
-            found[place.partition("/")[0]] = config
-    return found
-
-
-def _unseeded(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"seed": 0})
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pfl_platform.cli.arguments import Json, RunOptions
+from pfl_platform.cli.arguments import Json, MachineOptions, RunOptions
 from pfl_platform.cli.grouped import grouped
 
 forecasts = typer.Typer()
@@ -17,6 +17,7 @@ forecasts = typer.Typer()
 @grouped
 def plan(
     asked: RunOptions,
+    machine: MachineOptions,
     named: Annotated[
         str | None, typer.Argument(metavar="[RECIPE]", help="A name of `list recipes`, or a YAML file.")
     ] = None,
@@ -34,6 +35,6 @@ def plan(
 
     if asked.recipe is not None and named is not None:
         raise UserError(f"Two recipes are named, {named} and {asked.recipe}; name one.")
-    request = asking.request(replace(asked, recipe=asked.recipe or named))
-    order = forecasting.Order(request, tuple(asked.row or ()), asked.ranks, asked.gpus, memory, calibrate, json)
+    request = asking.request(replace(asked, recipe=asked.recipe or named), machine)
+    order = forecasting.Order(request, tuple(asked.row or ()), machine.ranks, machine.gpus, memory, calibrate, json)
     forecasting.forecast(order)

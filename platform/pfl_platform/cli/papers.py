@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pfl_platform.cli.arguments import Data, EngineName, Gpus, Json, Quiet, Ranks, Threads
+from pfl_platform.cli.arguments import Data, EngineName, Gpus, Json, MachineOptions, Quiet, Ranks, Threads
 from pfl_platform.cli.typed import words
 
 papers = typer.Typer()
@@ -45,17 +45,12 @@ def reproduce(
     if table is None or not {"/", "-"} & set(table):
         reproducing.list_tables(table, json)
         return
-    given: dict[str, Any] = {
-        "engine.threads": threads,
-        "engine.name": engine,
-        "engine.device": "cuda" if gpus is not None else None,
-    }
     order = reproducing.Order(
         table=table,
         scale=scale,
         seeds=seeds,
         rows=tuple(dict.fromkeys(row or ())),
-        options={key: value for key, value in given.items() if value is not None},
+        options=MachineOptions(threads=threads, engine=engine, gpus=gpus).settings,
         sets=tuple(settings or ()),
         out=out,
         ask=Ask(words(), ranks, gpus, None),

@@ -65,3 +65,16 @@ def begun(folder: Path, runs: Plan, other: str = "another") -> bool:
     if read_plan(folder) != runs:
         raise UserError(f"The folder {folder} holds other runs than these; name {other} with --out.")
     return True
+
+
+def firsts(runs: Plan) -> dict[str, str]:
+    """Each run's folder -> that of the first run that differs from it in no more than the seed."""
+    found: dict[str, str] = {}
+    seen: list[tuple[RunConfig, str]] = []
+    for place, config in runs.items():
+        bare = config.model_copy(update={"seed": 0})
+        first = next((other for known, other in seen if known == bare), None)
+        if first is None:
+            seen.append((bare, place))
+        found[place] = place if first is None else first
+    return found

@@ -20,7 +20,7 @@ import yaml
 from pfl_platform.cli import budgets, launching
 from pfl_platform.cli.launching import Ask
 from pfl_platform.cli.output import Form, console, note, print_json
-from pfl_platform.cli.plans import Plan, dumped, has_plan, read_plan, write_plan
+from pfl_platform.cli.plans import Plan, dumped, firsts, has_plan, read_plan, write_plan
 from pfl_platform.config import RunConfig
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.plugins import PluginManager
@@ -181,11 +181,8 @@ def _check(runs: Plan) -> None:
     from pfl_platform.federation.setup import build
     from pfl_platform.ledger.fitting import refuse_weights
 
-    checked: list[RunConfig] = []
-    for config in runs.values():
-        if (one := config.model_copy(update={"seed": 0})) not in checked:  # a seed changes nothing that is checked
-            build(config, PluginManager(), before_loading=partial(refuse_weights, config))
-            checked.append(one)
+    for place in dict.fromkeys(firsts(runs).values()):  # a seed changes nothing that is checked
+        build(runs[place], PluginManager(), before_loading=partial(refuse_weights, runs[place]))
 
 
 def lay_out(runs: Plan, folder: Path) -> None:
