@@ -27,6 +27,48 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Where a batch's answer tokens are predicted: P places, row after row.
+
+    places: int64 (P,), of the position in front of each token, in (rows x positions) laid flat. rows: int64 (P,), whose
+    they are. tokens: int64 (P,), the answer tokens themselves. counts: int64 (rows,), how many each row has; per_row:
+    the same as plain numbers. shape: (rows, positions).
+    """
+
+    places: Tensor
+    rows: Tensor
+    tokens: Tensor
+    counts: Tensor
+    per_row: tuple[int, ...]
+    shape: tuple[int, int]
+
+    @staticmethod
+    def of(labels: Tensor) -> Answers:
+        """From labels (rows, positions); see `Encoded`.
+
+        >>> found = Answers.of(torch.tensor([[IGNORE, IGNORE, 7, 2], [IGNORE, 5, IGNORE, IGNORE]]))
+        >>> found.places.tolist(), found.rows.tolist(), found.tokens.tolist(), found.per_row
+        ([1, 2, 4], [0, 0, 1], [7, 2, 5], (2, 1))
+        """
+        rows, positions = int(labels.shape[0]), int(labels.shape[1])
+        picked = labels[:, 1:] != IGNORE
+        row, before = picked.nonzero().unbind(1)
+        counts = picked.sum(dim=1)
+        tokens = labels[:, 1:][row, before]
+        return Answers(row * positions + before, row, tokens, counts, tuple(counts.tolist()), (rows, positions))
+
+    def to(self, device: torch.device) -> Answers:
+        """The same on a device."""
+        places, rows, tokens, counts = (
+            value.to(device, non_blocking=True) for value in (self.places, self.rows, self.tokens, self.counts)
+        )
+        return Answers(places, rows, tokens, counts, self.per_row, self.shape)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """A batch as one backbone reads it.
 
@@ -61,15 +103,23 @@ class Encoded:
             return self
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         values = None if self.values is None else self.values.to(device)
-        return replace(self, inputs=inputs, labels=self.labels.to(device), values=values)
+        found = replace(self, inputs=inputs, labels=self.labels.to(device), values=values)
+        # Counted where the labels and masks come from: on a device each count would wait for all that is under way.
+        vars(found).update(answers=self.answers.to(device), tokens=self.tokens, supervised=self.supervised)
+        return found
 
-    @property
+    @cached_property
+    def answers(self) -> Answers:
+        """Where its answer tokens are predicted."""
+        return Answers.of(self.labels)
+
+    @cached_property
     def supervised(self) -> int:
         """Positions that are supervised, and rows that have a value instead."""
         rated = 0 if self.values is None else int((~self.values.isnan()).sum())
-        return int((self.labels[:, 1:] != IGNORE).sum()) + rated
+        return len(self.answers) + rated
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Positions that are not padding, those of an encoder-decoder's answers included."""
         masks = [self.inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in self.inputs]

@@ -183,7 +183,7 @@ class TestProbe:
         monkeypatch.setattr(probes.time, "perf_counter", lambda: next(now))
         clock = Clock()  # at 0
         step, look = ("step", "local", "step"), ("statistic", "sketch")
-        clock._per_token.update({step: 2.0, look: 3.0})
+        clock._per_unit.update({step: 2.0, look: 3.0})
         clock.known(step)  # at 1
         clock.book(step, 10)  # at 1
         clock.known(look)  # at 2

@@ -110,7 +110,7 @@ def test_values_of_an_adapter(backbone: str, rank: int, targets: tuple[str, ...]
     assert sum(rank * site.in_features for site in sites) == a
     assert sum(rank * site.out_features for site in sites) == b
     if backbone != "vit-b16":  # plans are for rows of text
-        found = Prices(lambda name: manager.make("backbone", name, {"device": "meta"}), lora, 8).values(backbone)
+        found = Prices(lambda name: manager.make("backbone", name, {"device": "meta"}), lora, 8, 2).values(backbone)
         assert [sum(size for key, size in found.items() if key.endswith(f"/{part}")) for part in "AB"] == [a, b]
 
 
@@ -120,7 +120,7 @@ def test_an_idle_slot_holds_no_copy_of_an_adapter(adapter: str) -> None:
     manager = PluginManager()
     kind = manager.make("adapter", adapter, {"r": 16})
     meta = {"device": "meta", "dtype": "bfloat16"}
-    prices = Prices(lambda name: manager.make("backbone", name, meta), kind, 8)
+    prices = Prices(lambda name: manager.make("backbone", name, meta), kind, 8, 2)
     alone, beside = (
         prices.held("tiny-llama-s", Pass("tiny-llama-s", ("a",), idle, True), rows=2) for idle in ((), ("b",))
     )
@@ -146,7 +146,7 @@ def test_statistics_say_what_they_will_send() -> None:
     manager = PluginManager()
     lora = manager.make("adapter", "lora", {"r": 8})
     meta = {"device": "meta", "dtype": "bfloat16"}
-    prices = Prices(lambda name: manager.make("backbone", name, meta), lora, 8)
+    prices = Prices(lambda name: manager.make("backbone", name, meta), lora, 8, 2)
     host = prices.host("llama-3.2-1b")
     sites, values = tuple(lora.sites(host.backbone)), prices.values("llama-3.2-1b")
     plan = Planned(lambda _: host.backbone, sites, prices.readers("llama-3.2-1b"), values, answers=10)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Tensors
+from pfl_platform.backbones import IGNORE, Answers
 from pfl_platform.data import Sample
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.engines.worker import Worker
@@ -45,7 +47,8 @@ def toy_host() -> Any:
     sizes = {"local/a/A": 10, "global/a/A": 20, "frozen/a/B": 3, "gate/a/beta": 2}
     params = {key: torch.zeros(size, requires_grad=key.startswith("local")) for key, size in sizes.items()}
     backbone = SimpleNamespace(model=Toy(), name="toy")
-    return SimpleNamespace(backbone=backbone, params=params, linear_values=100, control=SimpleNamespace(mix={}))
+    sizes = {"linear_values": 100, "head_values": 30}
+    return SimpleNamespace(backbone=backbone, params=params, control=SimpleNamespace(mix={}, answers=None), **sizes)
 
 
 def booked(host: Any, meter: FlopMeter, mix: Any) -> int:
@@ -66,9 +69,14 @@ def test_a_pass_costs_what_its_mix_and_its_gradient_say() -> None:
         assert booked(host, meter, "gate") == 4 * (100 + 20 + 3) * 7 + 6 * 12 * 7
         with torch.no_grad():
             assert booked(host, meter, "gate") == 2 * (100 + 10 + 20 + 3 + 2) * 7
-        assert meter.passes == {"toy": 6}
+        # Three of the seven tokens are answered by the head, whose params are 30 of the 100.
+        host.control.answers = Answers.of(torch.tensor([[IGNORE, IGNORE, 1, 1, 1], [IGNORE] * 5]))
+        assert booked(host, meter, {}) == 2 * (70 * 7 + 30 * 3)
+        host.params["gate/a/beta"].requires_grad_(False)
+        assert booked(host, meter, {"local": 1.0}) == 4 * (73 * 7 + 30 * 3) + 6 * 10 * 7
+        assert meter.passes == {"toy": 8}
     booked(host, meter, {"local": 1.0})
-    assert meter.passes == {"toy": 6}  # nobody watches any more
+    assert meter.passes == {"toy": 8}  # nobody watches any more
 
 
 def test_dry_rows_are_not_booked() -> None:
@@ -97,8 +105,13 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     return make
 
 
-def tokens(setup: Setup, name: str, batch: list[Sample]) -> int:
-    return setup.load(name).codec.encode(batch).tokens
+def passed(host: Host, batch: list[Sample], ways: int = 1) -> int:
+    """FLOPs of a backbone's passes over a batch: every token through the blocks, every answer token through the head.
+    `ways` is 2 for a pass there and back."""
+    encoded = host.backbone.codec.encode(batch)
+    answered = sum(int((labels[1:] != IGNORE).sum()) for labels in encoded.labels)
+    blocks = host.linear_values - host.head_values
+    return ways * (forward_flops(blocks, encoded.tokens) + forward_flops(host.head_values, answered))
 
 
 def test_alignment_and_the_sketch_of_another_backbone_are_booked(
@@ -109,15 +122,13 @@ def test_alignment_and_the_sketch_of_another_backbone_are_booked(
     fed, worker, costs = setup.federation(store), setup.worker(store), Costs()
     engine = InProcessEngine(worker, [costs])
     progress = drive(prepare(fed, setup.parts), engine)
-    small, large = worker.host(SMALL).linear_values, worker.host(LARGE).linear_values
+    small, large = worker.host(SMALL), worker.host(LARGE)
 
     public = list(fed.public())
     options = Alignment(**fed.config.objective.options.get("alignment", {}))
     passes = options.epochs + 1  # one for B
     (aligned,) = costs.found.values()
-    assert aligned.flops_formula == passes * (
-        forward_flops(small, tokens(setup, SMALL, public)) + forward_flops(large, tokens(setup, LARGE, public))
-    )
+    assert aligned.flops_formula == passes * (passed(small, public) + passed(large, public))
     assert 0.8 < aligned.flops / aligned.flops_formula < 1.4
 
     client = fed.clients[2]
@@ -125,13 +136,14 @@ def test_alignment_and_the_sketch_of_another_backbone_are_booked(
     (step,) = task.phases[0].steps
     opened = context(fed, client, 0).source.open({})
     batches = [list(opened.batch(index)) for index in range(3)]
-    host = worker.host(LARGE)
-    sizes = {key: value.numel() for key, value in host.params.items()}
+    sizes = {key: value.numel() for key, value in large.params.items()}
     trained = sum(size for key, size in sizes.items() if key in step.train)
-    expected = sum(
-        training_flops(large, trained, tokens(setup, LARGE, batch), idle_adapter=sum(sizes.values()) - trained)
+    idle = sum(sizes.values()) - trained
+    expected = passed(small, batches[0]) + sum(
+        passed(large, batch, ways=2)
+        + training_flops(0, trained, large.backbone.codec.encode(batch).tokens, idle_adapter=idle)
         for batch in batches
-    ) + forward_flops(small, tokens(setup, SMALL, batches[0]))
+    )
     cost = worker.execute(task).cost
     assert cost.flops_formula == expected
     assert 0.8 < cost.flops / cost.flops_formula < 1.4
@@ -163,7 +175,7 @@ def test_a_pass_of_its_own_is_booked_and_others_must_be_declared(
     task = Task("a", "round", 0, SMALL, statistics=(Peek((SMALL, LARGE)),), others=(LARGE,))
     batch = samples("peek", 2)
     assert worker.execute(task).cost.flops_formula == sum(
-        2 * forward_flops(worker.host(name).linear_values, tokens(setup, name, batch)) for name in (SMALL, LARGE)
+        2 * passed(worker.host(name), batch) for name in (SMALL, LARGE)
     )
     with pytest.raises(UserError, match=f"of a runs the backbone '{LARGE}', which its task does not declare"):
         worker.execute(Task("a", "round", 0, SMALL, statistics=(Peek((SMALL, LARGE)),)))

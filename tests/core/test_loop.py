@@ -68,7 +68,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens(host: Host) -> None:
     seen: list[tuple[float, float]] = []
 
     def both(view: View) -> Tensor:
-        output = view.forward({})
+        output = view.forward({}, whole=True)
         rows = answer_loss(output)
         labels = output.encoded.labels
         reference = torch.nn.functional.cross_entropy(

@@ -177,14 +177,14 @@ def test_losses_with_several_passes_notes_and_penalties() -> None:
     where = place("lora", 4)
 
     def two(view: View) -> Tensor:
-        target = view.forward({"global": 1.0}, grad=False).logits.softmax(-1)
-        output = view.forward({"local": 1.0})
+        target = view.forward({"global": 1.0}, grad=False, whole=True).logits.softmax(-1)
+        output = view.forward({"local": 1.0}, whole=True)
         view.notes["first"] = output.logits.detach()
         return answer_loss(output) + (output.logits.softmax(-1) - target).square().sum((1, 2))
 
     def note(view: View) -> Tensor:
         before = view.notes.pop("first")
-        output = view.forward({"local": 0.5, "global": 0.5})
+        output = view.forward({"local": 0.5, "global": 0.5}, whole=True)
         return answer_loss(output) + 0.1 * (output.logits - before).square().mean((1, 2))
 
     def penalty(params: Any, _refs: Any) -> Tensor:

@@ -13,7 +13,7 @@ from federation_support import Federate, federating
 from pfl_platform.backbones import IGNORE, Encoded
 from pfl_platform.training.surfaces import Output
 from pfl_plugins.feddat import objective
-from pfl_plugins.feddat.equations import at_answers, mutual
+from pfl_plugins.feddat.equations import mutual
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_each_update_learns_from_the_other_as_it_was_at_the_batch(
     calls: list[tuple[Tensor, Tensor]] = []
 
     def watched(own: Output, teacher: Tensor, temperature: float, *, teacher_first: bool = False) -> Tensor:
-        if len(own.logits) == 2:  # not the dry row of the ledger
-            calls.append((at_answers(own), teacher.clone()))
+        if own.encoded.rows == 2:  # not the dry row of the ledger
+            calls.append((own.answers.detach(), teacher.clone()))
         assert (temperature, teacher_first) == (3.0, False)
         return mutual(own, teacher, temperature)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from distilling_support import LLAMA, NO_PUBLIC_SET, QWEN, place_of, set_up
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.distillation.losses import divergence
-from pfl_platform.distillation.predictions import answers_of
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ServerState
@@ -111,8 +110,7 @@ def test_the_loss_is_the_papers_on_numbers_that_can_be_redone(played: Played) ->
     begin = int(lesson.counts[:4].sum())
     at = slice(begin, begin + int(lesson.counts[4]))
     output = view(played, {}).forward(MIX, train=False)
-    picked, logits, _ = answers_of(output)
-    first = logits[: int(picked[0].sum())]  # the batch's first row is sample 4
+    first = output.answers[: output.encoded.answers.per_row[0]]  # the batch's first row is sample 4
     each = divergence(first, taught["taught/logp"][at].float().exp(), taught["taught/ids"][at])
     expected = 0.75 * answer_loss(output).mean() + 0.25 * each.mean()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)

@@ -44,8 +44,8 @@ def view_of(rounds: Rounds, client: str) -> BatchView:
 def test_logits_of_two_passes_are_added_and_both_parts_learn(federate: Federate) -> None:
     rounds = federate(**{"objective.options.combine": "logit_sum"}).go()
     view = view_of(rounds, "a")
-    shared, own = (view.forward({slot: 1.0}, grad=False) for slot in ("global", "local"))
-    expected = answer_loss(replace(own, logits=shared.logits + own.logits))
+    shared, own = (view.forward({slot: 1.0}, grad=False, whole=True) for slot in ("global", "local"))
+    expected = answer_loss(replace(own, scores=shared.logits + own.logits))
     host = rounds.worker.host("tiny-llama-s")
     chosen = host.select(Keys("global/*", "local/*"))
     found = added(view)
@@ -60,7 +60,7 @@ def test_one_pass_holds_both_parts(federate: Federate) -> None:
     """`hidden_sum` is the network whose adapted maps have both deltas: the same as one adapter of twice the rank."""
     rounds = federate().go(2)
     view = view_of(rounds, "a")
-    both = view.forward(rounds.parts.objective.mix, grad=False).logits
+    both = view.forward(rounds.parts.objective.mix, grad=False, whole=True).logits
     state = rounds.state("a", "local/*", "global/*")
     host = rounds.worker.host("tiny-llama-s")
     dense = {
@@ -69,11 +69,11 @@ def test_one_pass_holds_both_parts(federate: Federate) -> None:
     }
     for name, layer in host.layers.items():
         layer.shift = dense[name]  # type: ignore[assignment]
-    bare = view.forward({}, grad=False).logits
+    bare = view.forward({}, grad=False, whole=True).logits
     for layer in host.layers.values():
         layer.shift = None
     assert torch.allclose(both, bare, atol=1e-4)
-    assert not torch.allclose(both, view.forward({"local": 1.0}, grad=False).logits, atol=1e-4)
+    assert not torch.allclose(both, view.forward({"local": 1.0}, grad=False, whole=True).logits, atol=1e-4)
 
 
 def test_both_are_trained_at_once_and_only_the_shared_part_travels(federate: Federate) -> None:

@@ -137,6 +137,24 @@ class Host:
         return linear_values(self.backbone)
 
     @cached_property
+    def head_values(self) -> int:
+        """Those of the head among them."""
+        rows, columns = shape_of(plain(self.backbone.module(self.backbone.head)))
+        return rows * columns
+
+    @cached_property
+    def picks(self) -> bool:
+        """Whether the head can be given some positions alone: it is one linear map, which nobody adapts."""
+        return not self.backbone.task_head and isinstance(self.backbone.module(self.backbone.head), nn.Linear)
+
+    def work(self, encoded: Encoded) -> float:
+        """What a pass over a batch takes, in tokens that go through blocks and head; through the blocks alone where the
+        head is given the answers only, each of which then counts with what the head is to the blocks."""
+        if not self.picks:
+            return encoded.tokens
+        return encoded.tokens + len(encoded.answers) * self.head_values / (self.linear_values - self.head_values)
+
+    @cached_property
     def shelf(self) -> Shelf:
         return self._keeper.shelf(self.backbone, self.depth)
 
@@ -162,6 +180,28 @@ class Host:
         seen = sight.run(backbone.model, features, self.depth, len(sight.stages))
         rest = {name: value for name, value in inputs.items() if name != FEATURES}
         return backbone.model(**rest, **sight.arguments(seen), **options)
+
+    def scores(self, encoded: Encoded, *, whole: bool = False) -> Tensor:
+        """One pass over a batch: the logits that predict answers, (P, vocabulary); of all positions where `whole` is
+        asked for, or where the model has no head for single positions (see `Output.scores`)."""
+        if whole or not self.picks:
+            every: Tensor = self.run(encoded.inputs, use_cache=False).logits
+            return every
+        answers = encoded.answers
+
+        def pick(_head: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not given or tuple(given[0].shape[:2]) != answers.shape:
+                return None  # the model has its own way to the head
+            self.control.answers = answers
+            return (given[0].flatten(0, 1).index_select(0, answers.places)[None], *given[1:])
+
+        hook = self.backbone.module(self.backbone.head).register_forward_pre_hook(pick)
+        try:
+            logits: Tensor = self.run(encoded.inputs, use_cache=False).logits
+            return logits if self.control.answers is None else logits[0]
+        finally:
+            hook.remove()
+            self.control.answers = None
 
     def load(self, tensors: Tensors) -> None:
         """Copies every tensor whose key is live; keys that are not (moments, counts) are left alone."""
@@ -312,8 +352,12 @@ def linear_values(backbone: Backbone) -> int:
     """See `Host.linear_values`."""
     paths = [f"{block}.{linear}" for block in backbone.blocks for linear in backbone.linears_in(block)]
     modules = [backbone.module(path) for path in (*paths, backbone.head)]
-    modules = [module.base if isinstance(module, SlotLayer) else module for module in modules]
-    return sum(rows * columns for rows, columns in map(shape_of, modules))
+    return sum(rows * columns for rows, columns in map(shape_of, map(plain, modules)))
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A linear map without its adapters."""
+    return module.base if isinstance(module, SlotLayer) else module
 
 
 def factored(dense: Tensor | None) -> Factors | None:

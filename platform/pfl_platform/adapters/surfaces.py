@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from pfl_platform.backbones import Backbone
+from pfl_platform.backbones import Answers, Backbone
 
 Scope = Literal["all", "backbone"]
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -131,7 +131,8 @@ class Control:
     """What a forward pass tells every site of one backbone: the mix, and where its dropout comes from.
 
     One object is shared by all `SlotLayer`s of a backbone, so that a pass sets it once. parts: whose rows are in the
-    pass, where they are of several clients; then what `SlotLayer.by_row` holds is one value for each of them.
+    pass, where they are of several clients; then what `SlotLayer.by_row` holds is one value for each of them. answers:
+    whose logits alone are computed, None where all are.
     """
 
     mix: Mix = field(default_factory=dict)
@@ -139,6 +140,7 @@ class Control:
     # Attention mask of the pass, (rows, all positions so far); by the path of the site where there are two.
     mask: Tensor | Callable[[str], Tensor] | None = None
     parts: Sequence[Part] = ()
+    answers: Answers | None = None
 
     def chances(self, site: Site, x: Tensor) -> Tensor | None:
         """Numbers in [0, 1) for dropout at a site, of the shape of its input x; None where nothing is dropped."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
-from pfl_platform.distillation.predictions import answers_of
 from pfl_platform.distillation.targets import Targets
 from pfl_platform.training.surfaces import Loss, Output, Source, Statistic, View
 
@@ -82,7 +81,7 @@ def towards(
     weights: float (P,), of the positions; a position of weight 0 is still counted among the known ones.
     Rows are scaled as in `answer_loss`: their mean is the mean over all known positions of the batch.
     """
-    picked, logits, _ = answers_of(output)
+    logits, found = output.answers.float(), output.encoded.answers
     chosen = torch.tensor([numbers[sample.id] for sample in view.samples])
     ends = targets.counts.long().cumsum(0)
     begins = ends - targets.counts.long()
@@ -92,8 +91,8 @@ def towards(
     known = targets.known[at]
     if samples is not None:
         known = known & torch.repeat_interleave(samples[chosen], targets.counts.long()[chosen])
-    rows = torch.nonzero(picked)[:, 0]
-    per_row = logits.new_zeros(picked.shape[0])
+    rows = found.rows
+    per_row = logits.new_zeros(len(found.counts))
     if bool(known.any()):
         use, live = at[known], known.to(logits.device)
         ids = None if targets.ids is None else targets.ids[use]
@@ -103,7 +102,7 @@ def towards(
         per_row = per_row.index_add(0, rows[live], each)
     else:
         per_row = per_row + 0.0 * logits.sum()  # nothing to learn, but a loss that has a gradient
-    counts = torch.bincount(rows[known.to(rows.device)], minlength=picked.shape[0])
+    counts = torch.bincount(rows[known.to(rows.device)], minlength=len(found.counts))
     return per_row * output.per_supervised(counts, least=1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
-from pfl_platform.backbones import IGNORE
+from pfl_platform.training.losses import token_losses
 from pfl_platform.training.surfaces import Output, Planned, Source, Statistic, View
 
 NAME = "predictions"
@@ -96,13 +96,10 @@ class Predictions(Statistic):
         return parts
 
     def _look(self, output: Output) -> dict[str, Tensor]:
-        picked, logits, golds = answers_of(output)
-        rows = torch.nonzero(picked)[:, 0]
-        counts = picked.sum(dim=1)
-        losses = functional.cross_entropy(logits, golds, reduction="none")
-        per_row = losses.new_zeros(len(counts)).index_add(0, rows, losses) / counts.clamp(min=1)
+        logits, answers = output.answers.float(), output.encoded.answers
+        per_row = output.by_row(token_losses(logits, answers.tokens)) / answers.counts.clamp(min=1)
         logp = functional.log_softmax(logits / self._temperature, dim=-1)
-        found = {"counts": counts.to(torch.int32), "losses": per_row}
+        found = {"counts": answers.counts.to(torch.int32), "losses": per_row}
         if 0 < self._top_k < logp.shape[-1]:
             logp, ids = logp.topk(self._top_k, dim=-1)
             found["ids"] = ids.to(torch.int32)
@@ -114,11 +111,3 @@ class Predictions(Statistic):
     def finish(self, acc: Any, private: Tensors, rng: Callable[..., torch.Generator]) -> tuple[Tensors, Tensors]:
         sent = {f"{self.name}/{part}": torch.cat(values) for part, values in (acc or {}).items()}
         return sent, {key: value for key, value in sent.items() if key.rpartition("/")[2] in self._keep}
-
-
-def answers_of(output: Output) -> tuple[Tensor, Tensor, Tensor]:
-    """Which positions are followed by an answer token, bool (rows, positions - 1); the logits there, float32
-    (P, vocabulary); and the answer tokens, int64 (P,). P counts row after row."""
-    labels = output.encoded.labels[:, 1:]
-    picked = labels != IGNORE
-    return picked, output.logits[:, :-1][picked].float(), labels[picked]

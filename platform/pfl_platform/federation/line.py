@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pfl_platform.adapters.host import BASE
 from pfl_platform.adapters.surfaces import Keys, Mix, Tensors
-from pfl_platform.backbones import IGNORE
 from pfl_platform.data import Benchmark, ClientData
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
@@ -58,8 +57,7 @@ class AnswerLoss(Statistic):
     def add(self, acc: Any, view: View) -> tuple[float, int]:
         total, tokens = acc if acc is not None else (0.0, 0)
         output = view.forward(self.mix, grad=False, train=False)
-        labels, values = output.encoded.labels[:, 1:], output.encoded.values
-        count = int((labels != IGNORE).sum()) + (0 if values is None else int((~values.isnan()).sum()))
+        count = output.encoded.supervised
         return total + float(answer_loss(output).mean()) * count, tokens + count
 
     def finish(self, acc: Any, private: Tensors, rng: Callable[..., torch.Generator]) -> tuple[Tensors, Tensors]:

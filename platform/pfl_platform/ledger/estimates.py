@@ -9,7 +9,7 @@ What is in it and what is not:
 - evaluation: a forward pass over every question and every token of an answer;
 - memory of a process that holds all backbones of the run: weights, one client's adapters in float32 with gradient and
   Adam's two moments, activations of a micro-batch (34 bytes per position, layer and width at 16 bits, without
-  attention scores: Korthikanti et al., arXiv 2205.05198), logits;
+  attention scores: Korthikanti et al., arXiv 2205.05198), logits of the answers;
 - disk: each client's adapters and moments for the last round, those of kept rounds, and the saved personal adapters.
 """
 
@@ -81,14 +81,16 @@ class _Priced:
         """FLOPs of one row."""
         shape, values = self.shapes.of(name), self.shapes.values(name, self.config.adapter)
         tower = forward_flops(shape.picture, round(self.row.pictures * shape.per_picture))
-        trained, idle = values * len(kind.trained), values * len(kind.idle)
-        return pass_flops(shape.linear, trained, idle, self.tokens(shape), gradient=kind.gradient) + tower
+        trained, idle, blocks = values * len(kind.trained), values * len(kind.idle), shape.linear - shape.head
+        head = {"head": shape.head, "answers": self.row.answers}
+        return pass_flops(blocks, trained, idle, self.tokens(shape), gradient=kind.gradient, **head) + tower
 
     def question(self, name: str) -> float:
         """FLOPs of one answered question."""
         shape = self.shapes.of(name)
         tower = forward_flops(shape.picture, round(self.row.pictures * shape.per_picture))
-        return forward_flops(shape.linear, self.tokens(shape)) + tower
+        blocks = forward_flops(shape.linear - shape.head, self.tokens(shape))
+        return blocks + forward_flops(shape.head, self.row.answers) + tower
 
 
 def cohort_size(config: RunConfig, benchmark: Benchmark) -> float:
@@ -181,9 +183,10 @@ def memory_of(config: RunConfig, used: list[str], work: Work, shapes: Shapes, ro
     largest = 0.0
     for name in used:
         shape, values = shapes.of(name), shapes.values(name, config.adapter)
-        positions = (config.training.micro_batch or config.training.batch_size) * row.tokens(shape.per_picture)
+        rows = config.training.micro_batch or config.training.batch_size
+        positions = rows * row.tokens(shape.per_picture)
         activations = positions * shape.layers * shape.width * PER_POSITION * width / 2
-        logits = positions * shape.outcomes * (width + 2 * FLOAT)
+        logits = rows * row.answers * shape.outcomes * (width + 2 * FLOAT)
         largest = max(largest, values * FLOAT * (work.slots + 1 + MOMENTS) + activations + logits)
     return weights + largest
 

@@ -1,7 +1,8 @@
 """Floating-point operations: counted by torch's counter, and by formula.
 
 A multiplication and an addition are two operations; only matrix products and convolutions count. In the formulas `N`
-are params that every token passes once: an embedding table that is looked up is not among them, an output head is.
+are params that every token passes once: an embedding table that is looked up is not among them, and an output head is
+passed by the tokens whose logits are computed: those in front of an answer's, unless a method asks for all.
 
 What is in the figures of a task (`Cost.flops`, counted, and `Cost.flops_formula`):
 
@@ -113,20 +114,25 @@ def training_flops(
     return passes + extra_forwards * forward_flops(base, tokens) + adapter_flops(adapter, tokens)
 
 
-def pass_flops(frozen: int, trained: int, idle: int, tokens: int, *, gradient: bool) -> int:
+def pass_flops(
+    frozen: int, trained: int, idle: int, tokens: int, *, gradient: bool, head: int = 0, answers: int = 0
+) -> int:
     """One forward pass as it was made, with its way back where there is one.
 
-    frozen: params of the backbone. trained, idle: params of the adapters in the mix that train and that do not.
-    gradient: whether the pass keeps what a backward pass needs; without trained params it leads nowhere.
+    frozen: params of the backbone that every token passes; head: of a head that `answers` of them pass. trained, idle:
+    params of the adapters in the mix that train and that do not. gradient: whether the pass keeps what a backward pass
+    needs; without trained params it leads nowhere.
 
     >>> pass_flops(1_000, 10, 4, 5, gradient=True) == 4 * (1_000 + 4) * 5 + 6 * 10 * 5
     True
     >>> pass_flops(1_000, 10, 4, 5, gradient=False) == 2 * (1_000 + 10 + 4) * 5
     True
+    >>> pass_flops(1_000, 10, 0, 5, gradient=True, head=300, answers=2) == 4 * (1_000 * 5 + 300 * 2) + 6 * 10 * 5
+    True
     """
     if gradient and trained:
-        return training_flops(frozen, trained, tokens, idle_adapter=idle)
-    return forward_flops(frozen + trained + idle, tokens)
+        return training_flops(frozen, trained, tokens, idle_adapter=idle) + training_flops(head, 0, answers)
+    return forward_flops(frozen + trained + idle, tokens) + forward_flops(head, answers)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:

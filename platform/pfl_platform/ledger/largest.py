@@ -15,6 +15,7 @@ from pfl_platform.ledger.probe import batches
 from pfl_platform.training.surfaces import OpenSource, Source
 
 if TYPE_CHECKING:
+    from pfl_platform.adapters.host import Host
     from pfl_platform.engines.worker import Workplace
     from pfl_platform.ledger.stage import Hosts
 
@@ -50,12 +51,12 @@ class _OpenAlways:
 
 @dataclass(frozen=True)
 class _Look:
-    """What was seen of a source. largest: the batch with most positions, padding included. tokens: of a batch, in the
-    mean, without padding."""
+    """What was seen of a source. largest: the batch with most positions, padding included, `size` of them. work: of a
+    batch, in the mean, without padding (`Host.work`)."""
 
     largest: Sequence[Sample]
     size: int
-    tokens: float
+    work: float
 
 
 class Batches:
@@ -94,42 +95,42 @@ class Batches:
                 statistics.append(item)
         return replace(task, phases=phases, statistics=tuple(statistics))
 
-    def flops(self, per_token: Mapping[tuple[str, ...], float]) -> float:
-        """Of the whole task, at what a token of each kind of work takes."""
+    def flops(self, per_unit: Mapping[tuple[str, ...], float]) -> float:
+        """Of the whole task, at what a unit of each kind of work takes."""
         counts = batches(self._task.phases, self._task.statistics)
         mean = {
-            ("step", phase.name): look.tokens for phase, look in zip(self._task.phases, self._phases, strict=True)
-        } | {("statistic", name): look.tokens for name, look in self._statistics.items()}
-        usual = self._phases[0].tokens if self._phases else 0.0
+            ("step", phase.name): look.work for phase, look in zip(self._task.phases, self._phases, strict=True)
+        } | {("statistic", name): look.work for name, look in self._statistics.items()}
+        usual = self._phases[0].work if self._phases else 0.0
         return sum(
             price * counts.get((kind[0], kind[1]), 0) * mean.get((kind[0], kind[1]), usual)
-            for kind, price in per_token.items()
+            for kind, price in per_unit.items()
         )
 
 
 def _look(source: OpenSource, steps: range, lengths: Lengths) -> _Look:
     seen = [source.batch(step) for step in steps[:LOOKS]]
     sizes = [[lengths.of(sample) for sample in batch] for batch in seen]
-    padded = [len(size) * max(size, default=0) for size in sizes]
+    padded = [len(size) * max((positions for positions, _ in size), default=0) for size in sizes]
     place = max(range(len(seen)), key=padded.__getitem__)
-    return _Look(seen[place], padded[place], sum(map(sum, sizes)) / len(seen))
+    return _Look(seen[place], padded[place], sum(work for size in sizes for _, work in size) / len(seen))
 
 
 class Lengths:
-    """How many positions a backbone gives to a sample."""
+    """How many positions a host's backbone gives to a sample, and what a pass over it takes (`Host.work`)."""
 
-    def __init__(self, backbone: Any) -> None:
-        self._backbone = backbone
-        self._known: dict[str, int] = {}
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._known: dict[str, tuple[int, float]] = {}
 
-    def of(self, sample: Sample) -> int:
+    def of(self, sample: Sample) -> tuple[int, float]:
         if sample.id not in self._known:
-            backbone = self._backbone
+            backbone = self._host.backbone
             if backbone.sight is not None:
                 encoded = backbone.sight.encode([sample])
             else:
                 encoded = backbone.codec.encode([replace(sample, pictures=(BLANK,) * len(sample.pictures))])
-            self._known[sample.id] = encoded.tokens
+            self._known[sample.id] = (encoded.tokens, self._host.work(encoded))
         return self._known[sample.id]
 
 

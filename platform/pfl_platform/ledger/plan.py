@@ -150,7 +150,7 @@ class Planner:
         form = f"{name} {sorted(adapter.items())!r}"
         if form not in self._prices:
             made = self.manager.make("adapter", name, adapter)
-            self._prices[form] = Prices(self._meta, made, options.tokens)
+            self._prices[form] = Prices(self._meta, made, options.tokens, options.answers)
         real = dict(zip(options.small, options.backbones, strict=True))
         found = []
         for small, large in real.items():

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfl_platform.adapters.host import FROZEN, Host
 from pfl_platform.adapters.surfaces import AdapterType, Keys, Slot
-from pfl_platform.backbones import Backbone
+from pfl_platform.backbones import Answers, Backbone, Encoded
 from pfl_platform.errors import UserError
 from pfl_platform.ledger.flops import count_flops
 from pfl_platform.ledger.holding import Saved, held_by
@@ -26,7 +25,7 @@ _FORM = "form"  # slots have the same shapes, so only their number counts
 @dataclass
 class Prices:
     """Prices of one adapter type. load: a fresh backbone on the meta device, by name. tokens: length of the one row
-    that is counted, so the share of attention scores is that of rows of this length.
+    that is counted, so the share of attention scores is that of rows of this length; answers: those of its answer.
 
     Slots of a learned mix are priced at a constant mix; what the gate or router itself computes is left out.
     """
@@ -34,6 +33,7 @@ class Prices:
     load: Callable[[str], Backbone]
     adapter: AdapterType
     tokens: int
+    answers: int
     most: int = 3
     _hosts: dict[str, Host] = field(default_factory=dict)
     _known: dict[tuple[str, int, int, bool], float] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Prices:
             ]
             try:
                 with host.mixing({}), torch.no_grad():
-                    host.backbone.model(**_row(1))
+                    host.scores(_row(1))
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -100,7 +100,7 @@ class Prices:
             host, slots, _ = self._formed(*form[:3])
             saved = Saved(held_by(host), (self.tokens, self.tokens))
             with host.mixing(dict.fromkeys(slots, 1.0)), saved.watching():
-                logits = host.backbone.model(**_row(self.tokens, rows)).logits
+                logits = host.scores(_row(self.tokens, rows, self.answers))
             self._held[form] = saved.bytes + logits.untyped_storage().nbytes()
         return self._held[form]
 
@@ -114,11 +114,11 @@ class Prices:
 
     def _count(self, name: str, trained: int, idle: int, gradient: bool) -> int:
         host, slots, chosen = self._formed(name, trained, idle)
-        inputs = _row(self.tokens)
+        row = _row(self.tokens, answers=self.answers)
 
         def run() -> None:
             with host.mixing(dict.fromkeys(slots, 1.0)), torch.set_grad_enabled(gradient):
-                logits = host.backbone.model(**inputs).logits
+                logits = host.scores(row)
                 if gradient:
                     torch.autograd.grad(logits.sum(), chosen)
 
@@ -134,13 +134,17 @@ class Prices:
         return host, slots, list(host.select(Keys(*patterns)).values())
 
 
-def _row(tokens: int, rows: int = 1) -> dict[str, Any]:
-    """Rows without values."""
+def _row(tokens: int, rows: int = 1, answers: int = 0) -> Encoded:
+    """Rows without values, each with so many answer tokens."""
     ids = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
     # Of four dimensions, so that nobody looks into it for values. Every position meets every other, as in a count of
     # the kernels that GPUs use.
     mask = torch.zeros(rows, 1, tokens, tokens, dtype=torch.bfloat16, device="meta")
-    return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    found = Encoded({"input_ids": ids, "attention_mask": mask}, ids, (), ())
+    places = ids.new_empty(rows * answers)
+    counts = ids.new_empty(rows)
+    vars(found)["answers"] = Answers(places, places, places, counts, (answers,) * rows, (rows, tokens))
+    return found
 
 
 def weight_bytes(params: int, bits: int = 16) -> float:

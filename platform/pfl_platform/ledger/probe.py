@@ -75,9 +75,9 @@ class Clock(FlopMeter):
         self._close(time.perf_counter())  # the loop asks before it books, so a dry run is in nobody's time
         return super().known(kind)
 
-    def book(self, kind: tuple[str, ...], tokens: int) -> None:
+    def book(self, kind: tuple[str, ...], size: float) -> None:
         before = self.total
-        super().book(kind, tokens)
+        super().book(kind, size)
         self.flops[kind] = self.flops.get(kind, 0.0) + self.total - before
         if self._at_work is None:
             self._at_work = (kind, time.perf_counter())

@@ -176,9 +176,9 @@ class _Stage:
         for group in groups.values():
             looks = {task.actor: Batches(task, self.hosts) for task in group}
             chosen = max(group, key=lambda task: looks[task.actor].size)
-            outcome, per_token = self._carry_out(chosen, looks[chosen.actor])
+            outcome, per_unit = self._carry_out(chosen, looks[chosen.actor])
             for task in group:
-                done[task.actor] = self._as_if(task, chosen, outcome, looks[task.actor].flops(per_token))
+                done[task.actor] = self._as_if(task, chosen, outcome, looks[task.actor].flops(per_unit))
         self._note(tasks, done)
         return {task.actor: done[task.actor] for task in tasks}
 
@@ -206,7 +206,7 @@ class _Stage:
             self.found.held.append(self._peak("training", task))
         if task.score and task.recipe is not None:
             self._question(task, outcome)
-        return outcome, meters[0].per_token if meters else {}
+        return outcome, meters[0].per_unit if meters else {}
 
     def _question(self, task: Task, outcome: Outcome) -> None:
         place = self.worker.place

@@ -1,6 +1,7 @@
 """FLOPs of a task, found twice: by the profiler, and by the formula for every forward pass that was really made.
 
-The profiler counts one dry row per kind of work (a step, or a statistic), and batches are booked by their tokens.
+The profiler counts one dry row per kind of work (a step, or a statistic), and batches are booked by what they are to
+that row: their tokens, and their answer tokens with what the head is to the blocks (`Host.work`).
 The dry row is discarded, so counting never touches what is trained. The formula is booked where a backbone is called,
 so that a second pass, a pass of another backbone, or one that only some steps make, is in it. A meter lives as long as
 a task: what a task is said to cost must not depend on what its process did before.
@@ -37,7 +38,7 @@ class Pass:
 
 
 class FlopMeter:
-    """Counts a kind of work once and books it by tokens.
+    """Counts a kind of work once and books it by size.
 
     >>> meter = FlopMeter()
     >>> import torch
@@ -46,13 +47,13 @@ class FlopMeter:
     >>> meter.total
     120.0
 
-    total: what the profiler counted, scaled by tokens. formula: `pass_flops` of every pass of the watched backbones.
+    total: what the profiler counted, scaled by size. formula: `pass_flops` of every pass of the watched backbones.
     passes: how many of those there were, by backbone. tokens: by kind of pass. Dry rows are in none. rows: those of a
     pass that it counts, None for no pass at all, where several clients train side by side.
     """
 
     def __init__(self) -> None:
-        self._per_token: dict[tuple[str, ...], float] = {}
+        self._per_unit: dict[tuple[str, ...], float] = {}
         self._dry = False
         self.total = 0.0
         self.formula = 0
@@ -61,23 +62,23 @@ class FlopMeter:
         self.rows: slice | None = slice(None)
 
     @property
-    def per_token(self) -> Mapping[tuple[str, ...], float]:
-        """FLOPs of a token of each kind of work that was measured."""
-        return dict(self._per_token)
+    def per_unit(self) -> Mapping[tuple[str, ...], float]:
+        """FLOPs for each unit of size of the kinds of work that were measured."""
+        return dict(self._per_unit)
 
     def known(self, kind: tuple[str, ...]) -> bool:
-        return kind in self._per_token
+        return kind in self._per_unit
 
-    def measure(self, kind: tuple[str, ...], tokens: int, run: Callable[[], object]) -> None:
-        """Runs `run` under the profiler; its result is dropped."""
+    def measure(self, kind: tuple[str, ...], size: float, run: Callable[[], object]) -> None:
+        """Runs `run`, work of this size, under the profiler; its result is dropped."""
         self._dry = True
         try:
-            self._per_token[kind] = count_flops(run)[1] / max(1, tokens)
+            self._per_unit[kind] = count_flops(run)[1] / max(1, size)
         finally:
             self._dry = False
 
-    def book(self, kind: tuple[str, ...], tokens: int) -> None:
-        self.total += self._per_token[kind] * tokens
+    def book(self, kind: tuple[str, ...], size: float) -> None:
+        self.total += self._per_unit[kind] * size
 
     @contextmanager
     def watching(self, host: Host, slots: Sequence[str] = ()) -> Iterator[None]:
@@ -103,8 +104,10 @@ class FlopMeter:
                     (training if open_ else resting).append(slot)
             masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
             tokens = sum(int(mask[self.rows].sum()) for mask in masks)
-            self.formula += pass_flops(host.linear_values, trained, idle, tokens, gradient=torch.is_grad_enabled())
             gradient = torch.is_grad_enabled() and trained > 0
+            head, blocks = host.head_values, host.linear_values - host.head_values
+            answers = tokens if host.control.answers is None else sum(host.control.answers.per_row[self.rows])
+            self.formula += pass_flops(blocks, trained, idle, tokens, gradient=gradient, head=head, answers=answers)
             kind = Pass(host.backbone.name, tuple(training), tuple(resting), gradient)
             self.tokens[kind] = self.tokens.get(kind, 0) + tokens
             self.passes[host.backbone.name] = self.passes.get(host.backbone.name, 0) + 1

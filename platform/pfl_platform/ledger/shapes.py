@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,14 @@ from pfl_platform.plugins import PluginManager, available, unadorned
 
 @dataclass(frozen=True)
 class Shape:
-    """params: all of them. linear: what a token is multiplied with. picture: what a picture passes beside, such as a
-    vision tower. outcomes: width of the head. per_picture: positions that a picture takes. few: values that are held in
-    fewer bits than the others, `few_bytes` in all."""
+    """params: all of them. linear: what a token is multiplied with, the head included. head: that alone. picture:
+    what a picture passes beside, such as a vision tower. outcomes: width of the head. per_picture: positions that a
+    picture takes. few: values that are held in fewer bits than the others, `few_bytes` in all."""
 
     name: str
     params: int
     linear: int
+    head: int
     picture: int
     layers: int
     width: int
@@ -91,6 +93,7 @@ def _shape(backbone: Backbone) -> Shape:
         name=backbone.name,
         params=backbone.card.num_params,
         linear=linear_values(backbone),
+        head=math.prod(shape_of(head)),
         picture=beside if pictures else 0,
         layers=len(backbone.blocks),
         width=backbone.card.hidden_size,

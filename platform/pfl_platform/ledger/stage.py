@@ -110,7 +110,7 @@ class Hosts:
 
     def lengths(self, name: str) -> Lengths:
         if name not in self._lengths:
-            self._lengths[name] = Lengths(self._worker.place.load(name))
+            self._lengths[name] = Lengths(self._worker.host(name))
         return self._lengths[name]
 
     @contextmanager

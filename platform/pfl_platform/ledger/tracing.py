@@ -74,7 +74,7 @@ class Watch(FlopMeter):
     def known(self, kind: tuple[str, ...]) -> bool:
         return True
 
-    def book(self, kind: tuple[str, ...], tokens: int) -> None:
+    def book(self, kind: tuple[str, ...], size: float) -> None:
         return
 
 

@@ -257,21 +257,21 @@ class SideBySide(Generic[T]):
         stack, numbers = self._stack, [turn.side.lane for turn in group]
         parts = stack.who(lanes.host, calls, [lanes.lanes[number].params for number in numbers])
         mix = common_mix([call.mix for call in calls], [len(view.samples) for view in views], lanes.backbone.device)
-        inputs = stack.encoded.inputs
+        encoded = stack.encoded
         try:
             for turn, part in zip(group, stack.rows, strict=True):
                 turn.side.meter.rows = part
             with ExitStack() as inside:
-                leaves = inside.enter_context(lanes.mixing(numbers, mix, lanes.host.masks(inputs), parts))
+                leaves = inside.enter_context(lanes.mixing(numbers, mix, lanes.host.masks(encoded.inputs), parts))
                 inside.enter_context(torch.set_grad_enabled(calls[0].grad))
-                logits = lanes.host.run(inputs, use_cache=False).logits
+                scores = lanes.host.scores(encoded, whole=calls[0].whole)
         finally:
             for turn in group:
                 turn.side.meter.rows = None
         passes.append(_Passed(numbers, leaves))
         for view, own in zip(views, stack.parts, strict=True):
             view.part = own
-        return stack.outputs(logits)
+        return stack.outputs(scores)
 
     def _back(self, turns: Sequence[_Turn], passes: Sequence[_Passed]) -> None:
         losses = [turn.loss for turn in turns if turn.loss is not None]

@@ -265,8 +265,8 @@ def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
         kind = ("statistic", statistic.name)
         if not actor.flops.known(kind):
             row = _view(actor, view.samples[:1], view.step, statistic.name, dry=True)
-            actor.flops.measure(kind, row.encoded().tokens, lambda: _look(actor, statistic, None, row))
-        actor.flops.book(kind, view.tokens)
+            actor.flops.measure(kind, row.work, lambda: _look(actor, statistic, None, row))
+        actor.flops.book(kind, view.work)
     return _look(actor, statistic, acc, view)
 
 
@@ -303,14 +303,14 @@ def _measure_step(
         def dry() -> None:
             torch.autograd.grad(step.loss(row).sum(), list(chosen.values()), allow_unused=True)
 
-        actor.flops.measure(kind, row.encoded().tokens, dry)
+        actor.flops.measure(kind, row.work, dry)
 
 
 def _book_step(actor: Actor, phase: Phase, step: Step, views: Sequence[BatchView]) -> None:
-    """Books a step at what its dry run has cost for each token."""
+    """Books a step at what its dry run has cost for its work."""
     if actor.flops is not None:
         for view in views:
-            actor.flops.book(("step", phase.name, step.name), view.tokens)
+            actor.flops.book(("step", phase.name, step.name), view.work)
 
 
 def _view(

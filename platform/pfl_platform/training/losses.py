@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from pfl_platform.adapters.surfaces import Mix
-from pfl_platform.backbones import IGNORE
 from pfl_platform.training.surfaces import Loss, Output, View
+
+LARGEST = 1 << 24
+"""Logits of which a loss holds float32 copies at a time: 64 MiB each."""
 
 
 def answer_loss(output: Output) -> Tensor:
@@ -18,19 +21,32 @@ def answer_loss(output: Output) -> Tensor:
     loss of causal language models: row_i = rows * sum_i / tokens. A row that has a value instead of an answer (see
     `Encoded`) counts as one token, whose loss is the squared error of its first logit.
     """
-    labels = output.encoded.labels[:, 1:]
-    logits = output.logits[:, :-1]
-    picked = labels != IGNORE
-    losses = functional.cross_entropy(logits[picked].float(), labels[picked], reduction="none")
-    per_row = losses.new_zeros(labels.shape[0]).index_add(0, picked.nonzero()[:, 0], losses)
-    supervised = picked.sum(dim=1)
-    values = output.encoded.values
+    encoded = output.encoded
+    per_row = output.by_row(token_losses(output.answers, encoded.answers.tokens))
+    supervised, values = encoded.answers.counts, encoded.values
     if values is not None:
         rated = (~values.isnan()).nonzero()[:, 0]
-        errors = (logits[rated, 0, 0].float() - values[rated]).square()
+        errors = (output.logits[rated, 0, 0].float() - values[rated]).square()
         per_row = per_row.index_add(0, rated, errors)
         supervised = supervised.index_add(0, rated, torch.ones_like(rated))
     return per_row * output.per_supervised(supervised)
+
+
+def token_losses(logits: Tensor, tokens: Tensor, largest: int = LARGEST) -> Tensor:
+    """Cross-entropy of each token, (P,), float32, from logits (P, vocabulary) of any precision.
+
+    What it makes of the logits in float32 has at most `largest` entries at a time: of more, a part after the other is
+    taken, and taken again on the way back.
+    """
+    size = max(1, largest // max(1, logits.shape[1]))
+    if len(logits) <= size:
+        return _token_losses(logits, tokens)
+    parts = zip(torch.split(logits, size), torch.split(tokens, size), strict=True)
+    return torch.cat([checkpoint(_token_losses, *part, use_reentrant=False) for part in parts])
+
+
+def _token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.float(), tokens, reduction="none")
 
 
 def answers_under(mix: Mix, *, dropout: bool = True) -> Loss:

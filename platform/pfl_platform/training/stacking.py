@@ -51,13 +51,14 @@ class Stack:
             for number, (rows, view, call, own) in enumerate(zip(self.rows, self.views, calls, params, strict=True))
         ]
 
-    def outputs(self, logits: Tensor) -> list[Output]:
-        """Each view's own part of what a pass of all has given."""
-        cut = torch.split(logits, [rows.stop - rows.start for rows in self.rows])
-        return [
-            view.output(own[:, : part.labels.shape[1]], part)
-            for view, own, part in zip(self.views, cut, self.parts, strict=True)
-        ]
+    def outputs(self, scores: Tensor) -> list[Output]:
+        """Each view's own part of what a pass of all has given (see `Output`)."""
+        if scores.dim() == 2:
+            cut = torch.split(scores, [sum(self.encoded.answers.per_row[rows]) for rows in self.rows])
+        else:
+            whole = torch.split(scores, [rows.stop - rows.start for rows in self.rows])
+            cut = tuple(own[:, : part.labels.shape[1]] for own, part in zip(whole, self.parts, strict=True))
+        return [view.output(own, part) for view, own, part in zip(self.views, cut, self.parts, strict=True)]
 
 
 def stacked(host: Host, views: Sequence[BatchView]) -> Stack:
@@ -99,7 +100,7 @@ def kind(call: Call, params: Mapping[str, Tensor]) -> tuple[object, ...]:
     """What has to be equal for two clients' calls to be one pass: its kind, the slots of its mix, what trains."""
     mix = call.mix if isinstance(call.mix, str) else tuple(call.mix)
     training = tuple(key for key, tensor in params.items() if tensor.requires_grad) if call.grad else ()
-    return (call.grad, call.train, call.taps, mix, training)
+    return (call.grad, call.train, call.taps, call.whole, mix, training)
 
 
 def common_mix(mixes: Sequence[Mix], rows: Sequence[int], device: torch.device) -> Mix:

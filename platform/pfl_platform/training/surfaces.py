@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -21,15 +22,39 @@ from pfl_platform.data import Sample
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass gives. logits (rows, positions, vocabulary); taps: module path -> its input. summed: sums a
-    number over all parts of the micro-batch, where several processes share it. apart: each row is a micro-batch of its
-    own, that goes through the backbone beside others."""
+    """What one forward pass gives.
 
-    logits: Tensor
+    scores: logits of every position, (rows, positions, vocabulary), or of those alone that predict an answer token, (P,
+        vocabulary), row after row: read them as `logits` and as `answers`.
+    taps: module path -> its input.
+    summed: sums a number over all parts of the micro-batch, where several processes share it.
+    apart: each row is a micro-batch of its own, that goes through the backbone beside others.
+    """
+
+    scores: Tensor
     encoded: Encoded
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     summed: Callable[[float], float] | None = None
     apart: bool = False
+
+    @property
+    def logits(self) -> Tensor:
+        """Of every position, (rows, positions, vocabulary). Raises `ValueError` where nobody asked for them."""
+        if self.scores.dim() != 3:
+            raise ValueError("only the logits that predict answers were computed; ask forward(..., whole=True) for all")
+        return self.scores
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """Logits that predict the answer tokens `encoded.answers.tokens`, (P, vocabulary)."""
+        if self.scores.dim() != 3:
+            return self.scores
+        return self.scores.flatten(0, 1).index_select(0, self.encoded.answers.places)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sums of values (P,) of the answer tokens over each row, (rows,)."""
+        found = self.encoded.answers
+        return values.new_zeros(found.shape[0]).index_add(0, found.rows, values)
 
     def per_supervised(self, counts: Tensor, least: int = 0) -> Tensor:
         """Rows over supervised positions of the whole micro-batch, as a scalar; where rows stand apart `1 / counts`,
@@ -75,10 +100,18 @@ class View(Protocol):
         ...
 
     def forward(
-        self, mix: Mix, *, grad: bool = True, train: bool = True, taps: Sequence[str] = (), backbone: str | None = None
+        self,
+        mix: Mix,
+        *,
+        grad: bool = True,
+        train: bool = True,
+        taps: Sequence[str] = (),
+        backbone: str | None = None,
+        whole: bool = False,
     ) -> Output:
         """One forward pass under a mix. `taps` are module paths whose inputs are wanted. Another backbone than the
-        client's own is always run bare and without gradient."""
+        client's own is always run bare and without gradient. `whole`: with the logits of every position, which may be
+        the largest tensor of a pass; else those that predict answers are enough."""
         ...
 
 

@@ -28,6 +28,7 @@ class Call:
     train: bool
     taps: tuple[str, ...]
     backbone: str
+    whole: bool = False
 
 
 Relay = Callable[[Call], Output]
@@ -132,14 +133,26 @@ class BatchView:
         """Of the batch, as the client's own backbone reads it."""
         return (self.part or self.encoded()).tokens
 
+    @property
+    def work(self) -> float:
+        """Of the batch, as the client's own backbone reads it: see `Host.work`."""
+        return self._hosts(self.name).work(self.part or self.encoded())
+
     def forward(
-        self, mix: Mix, *, grad: bool = True, train: bool = True, taps: Sequence[str] = (), backbone: str | None = None
+        self,
+        mix: Mix,
+        *,
+        grad: bool = True,
+        train: bool = True,
+        taps: Sequence[str] = (),
+        backbone: str | None = None,
+        whole: bool = False,
     ) -> Output:
         other = backbone is not None and backbone != self.name
         number = self.forwards
         self.forwards += 1
         chosen = backbone or self.name
-        call = Call(number, {} if other else mix, grad and not other, train and not other, tuple(taps), chosen)
+        call = Call(number, {} if other else mix, grad and not other, train and not other, tuple(taps), chosen, whole)
         return self.relay(call) if self.relay is not None else self.passed(call)
 
     def rng(self, call: Call) -> Callable[[str], torch.Generator] | None:
@@ -153,12 +166,12 @@ class BatchView:
             seen = stack.enter_context(tapping(host.backbone, call.taps))
             stack.enter_context(host.mixing(call.mix, host.masks(encoded.inputs), self.rng(call)))
             stack.enter_context(torch.set_grad_enabled(call.grad))
-            logits = host.run(encoded.inputs, use_cache=False).logits
-        return self.output(logits, encoded, seen)
+            scores = host.scores(encoded, whole=call.whole)
+        return self.output(scores, encoded, seen)
 
-    def output(self, logits: Tensor, encoded: Encoded, taps: Mapping[str, Tensor] | None = None) -> Output:
+    def output(self, scores: Tensor, encoded: Encoded, taps: Mapping[str, Tensor] | None = None) -> Output:
         """What a pass has given for these rows."""
-        return Output(logits, encoded, taps or {}, self._whole, self._apart)
+        return Output(scores, encoded, taps or {}, self._whole, self._apart)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pfl_platform.federation.components import ClientContext, Objective
 from pfl_platform.federation.tasks import Share, shares_of
 from pfl_platform.training.surfaces import Phase, Step, View
 from pfl_plugins.feddat.config import Config
-from pfl_plugins.feddat.equations import at_answers, mutual
+from pfl_plugins.feddat.equations import mutual
 
 GLOBAL, LOCAL, ANCHOR = "global", "local", "anchor"
 NOTE = "feddat/shared"
@@ -51,9 +51,9 @@ class FedDAT(Objective):
 
     def shared_loss(self, view: View) -> Tensor:
         """a_1 learns from the answers and from the teacher, which is run without gradient."""
-        teacher = at_answers(view.forward(self.mix, grad=False))
+        teacher = view.forward(self.mix, grad=False).answers
         own = view.forward({GLOBAL: 1.0})
-        view.notes[NOTE] = at_answers(own)
+        view.notes[NOTE] = own.answers.detach()  # all that is kept of the pass for the other update
         return mutual(own, teacher, self.config.temperature, teacher_first=self.config.official_kl)
 
     def teacher_loss(self, view: View) -> Tensor:

@@ -77,7 +77,7 @@ class FedSim(TwoParts):
 def added(view: View) -> Tensor:
     """The loss of `logits(u) + logits(v)`. The gradient flows through both passes."""
     shared, own = view.forward({GLOBAL: 1.0}), view.forward({LOCAL: 1.0})
-    return answer_loss(replace(own, logits=shared.logits + own.logits))
+    return answer_loss(replace(own, scores=shared.scores + own.scores))
 
 
 class AsTrained(Personalizer):

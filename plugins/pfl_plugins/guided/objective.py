@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pfl_platform.adapters.surfaces import Keys, Mix, Slot, Tensors, renamed
-from pfl_platform.backbones import IGNORE
 from pfl_platform.errors import UserError
 from pfl_platform.federation.components import ClientContext, Federation, Needs, Objective
 from pfl_platform.federation.tasks import Share, shares_of
@@ -140,15 +139,8 @@ def distilled(config: Config, beta: float) -> Loss:
 def guidance(own: Output, teacher: Output, config: Config) -> Tensor:
     """L_REG per row: the mean divergence over its answer positions, shape (rows,). Of a row that is given a number it
     is the squared difference of the two numbers: the divergence of Gaussians whose likelihood is `answer_loss`."""
-    picked = own.encoded.labels[:, 1:] != IGNORE
-    each = divergence(
-        own.logits[:, :-1][picked],
-        teacher.logits[:, :-1][picked],
-        config.temperature,
-        vocab_mean=config.kd_vocab_mean,
-    )
-    rows = each.new_zeros(picked.shape[0]).index_add(0, picked.nonzero()[:, 0], each)
-    rows = rows / picked.sum(dim=1).clamp(min=1)
+    each = divergence(own.answers, teacher.answers, config.temperature, vocab_mean=config.kd_vocab_mean)
+    rows = own.by_row(each) / own.encoded.answers.counts.clamp(min=1)
     values = own.encoded.values
     if values is None:
         return rows
