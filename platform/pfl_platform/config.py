@@ -83,6 +83,11 @@ class Evaluation(Section):
     items_others: int = Field(0, ge=0, description="test items per task for Others; 0: as `items`")
     batch_size: int = Field(32, ge=1)
     max_new_tokens: int = Field(16, ge=1)
+    choose: Literal["written", "likelihood", "likelihood_per_token"] = Field(
+        "written",
+        description="multi-choice questions: by what is written, or by the likeliest of the options' answers (of the "
+        "whole answer, or in the mean of its tokens)",
+    )
     seen_only: bool = Field(
         False, description="Self counts a client's task from when it has begun; off: every task at every point"
     )

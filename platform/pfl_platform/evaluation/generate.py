@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Mix, Tensors
 from pfl_platform.backbones import OneStepCodec
 from pfl_platform.data import Sample, TaskData
+from pfl_platform.evaluation.choosing import is_choice, likeliest
 from pfl_platform.evaluation.surfaces import Cell, CellResult, InferenceRecipe, Metric, Prediction
 from pfl_platform.training.surfaces import Output
 from pfl_platform.training.view import tapping
@@ -147,11 +148,13 @@ def positions_of(mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judge:
-    """How cells are scored: the metric of each task by name, and the batching of generation."""
+    """How cells are scored: the metric of each task by name, how answers are batched, and how questions with options
+    are answered."""
 
     metrics: Mapping[str, Metric]
     batch_size: int
     max_new_tokens: int
+    choose: Literal["written", "likelihood", "likelihood_per_token"] = "written"
 
     def score(
         self,
@@ -171,11 +174,10 @@ class Judge:
         found: dict[int, Prediction] = {}
         one = recipe.passes[0] if recipe.rows is None and len(recipe.passes) == 1 else {}
         with host.merging(one):
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
+            for chosen in self._batches(host, order, lambda k: cells[pool[k][0]][2][pool[k][1]]):
                 batch = [cells[number][2][place] for number, place in (pool[k] for k in chosen)]
                 passes = recipe.passes if recipe.rows is None else recipe.rows(HostPrompts(host, batch), state or {})
-                texts = greedy(host, batch, passes, self.max_new_tokens)
+                texts = self._answers(host, batch, passes)
                 for k, sample, text in zip(chosen, batch, texts, strict=True):
                     metric = self.metrics[cells[pool[k][0]][1].metric]
                     found[k] = Prediction(sample.id, text, metric.score(text, sample))
@@ -190,6 +192,29 @@ class Judge:
             score = 100.0 * self.metrics[data.metric].total(predictions, samples)
             results.append(CellResult(cell, score, predictions))
         return results
+
+    def _batches(self, host: Host, order: Sequence[int], sample: Callable[[int], Sample]) -> Iterator[list[int]]:
+        """The items in this order, those apart whose options are scored; each option is a row of a batch."""
+        if self.choose == "written":
+            yield from (list(order[k : k + self.batch_size]) for k in range(0, len(order), self.batch_size))
+            return
+        waiting: dict[bool, list[int]] = {False: [], True: []}
+        rows = {False: 0, True: 0}
+        for k in order:
+            found = sample(k)
+            kind = is_choice(host, found)
+            size = len(found.options) if kind else 1
+            if waiting[kind] and rows[kind] + size > self.batch_size:
+                yield waiting[kind]
+                waiting[kind], rows[kind] = [], 0
+            waiting[kind].append(k)
+            rows[kind] += size
+        yield from (rest for rest in waiting.values() if rest)
+
+    def _answers(self, host: Host, batch: Sequence[Sample], passes: Sequence[Mix]) -> list[str]:
+        if self.choose == "written" or not is_choice(host, batch[0]):
+            return greedy(host, batch, passes, self.max_new_tokens)
+        return likeliest(host, batch, passes, per_token=self.choose == "likelihood_per_token")
 
 
 def _length(sample: Sample) -> tuple[int, int]:

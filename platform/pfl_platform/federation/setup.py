@@ -82,7 +82,8 @@ class Setup:
         config = self.config
         objective = self.parts.objective
         rows = config.training.micro_batch or config.training.batch_size
-        judge = Judge(self.metrics, config.evaluation.batch_size, config.evaluation.max_new_tokens)
+        asked = config.evaluation
+        judge = Judge(self.metrics, asked.batch_size, asked.max_new_tokens, asked.choose)
         tasks = {
             Cell(client.client_id, task.name): task for client in self.benchmark.clients for task in client.tasks
         } | {Cell("", task.name): task for task in self.benchmark.unseen}

@@ -164,7 +164,7 @@ def _form(config: RunConfig) -> str:
     from pfl_platform.federation.session import pinned
 
     told = pinned(config).model_dump(mode="json", exclude=set(FREE))
-    told["evaluation"] = {key: told["evaluation"][key] for key in ("batch_size", "max_new_tokens")}
+    told["evaluation"] = {key: told["evaluation"][key] for key in ("batch_size", "max_new_tokens", "choose")}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
