@@ -146,6 +146,11 @@ class EngineOptions(Section):
         0, ge=0, le=1024, description="torch threads, which change the last bits; 0: torch's own choice"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen backbones")
+    compile: Literal["off", "inductor", "aot_eager", "eager"] = Field(
+        "off",
+        description="a backend of torch.compile for the backbones' blocks, which changes the last bits; inductor makes "
+        "code, the others only trace",
+    )
     device: str = Field("auto", description="auto: cuda when there is one, else cpu")
 
 

@@ -19,6 +19,7 @@ from pfl_platform.adapters.surfaces import AdapterType, Keys, MixFactory, Slot, 
 from pfl_platform.backbones import Backbone
 from pfl_platform.data import Sample, TaskData
 from pfl_platform.engines.batches import CROWDED, alone_sentence, units, why_alone
+from pfl_platform.engines.compiling import compile_blocks
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.evaluation.generate import CellData, Judge, to_lines
 from pfl_platform.evaluation.surfaces import Cell, CellResult, Split
@@ -55,6 +56,7 @@ class Workplace:
     keeper: Keeper = field(default_factory=Keeper)
     relief: Relief = field(default_factory=Relief)
     batch: int = 1  # clients that train side by side
+    compiler: str = "off"  # backend for the blocks
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Worker:
             self._hosts[name] = Host(place.load(name), place.adapter, place.slots, place.mixes, keeper=place.keeper)
             place.driver.adopt(self._hosts[name])
             self._hosts[name].load(self._first_head(name))
+            if place.compiler != "off":
+                compile_blocks(self._hosts[name], place.compiler)
         return self._hosts[name]
 
     def _first_head(self, name: str) -> Tensors:

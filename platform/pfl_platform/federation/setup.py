@@ -100,6 +100,7 @@ class Setup:
                 cell_items=self._items,
                 driver=driver or TorchDriver(),
                 batch=clients_of(config.engine.batch_clients, rows),
+                compiler=config.engine.compile,
                 keeper=Keeper(config.features.memory_mb << 20, config.features.disk_mb << 20, usual_folder()),
             )
         )

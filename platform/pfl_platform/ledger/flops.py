@@ -18,7 +18,9 @@ What is in the figures of a task (`Cost.flops`, counted, and `Cost.flops_formula
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
@@ -40,9 +42,17 @@ def count_flops(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
     >>> count_flops(linear, torch.ones(2, 3))[1]   # 2 rows x 3 x 5, times two
     60
     """
-    with _Counter() as counter:
+    with _as_written(), _Counter() as counter:
         result = function(*args, **kwargs)
     return result, counter.total
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Where code was compiled, it is not inside: the counter would see none of its operators."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class
