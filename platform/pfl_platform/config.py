@@ -136,6 +136,12 @@ class EngineOptions(Section):
         "gradients, 3: also the frozen blocks of the backbone",
     )
     shards: int = Field(1, ge=1, le=1024, description="ranks that serve one client together, in the engine 'deepspeed'")
+    offload: Literal["none", "cpu", "disk"] = Field(
+        "none",
+        description="where frozen blocks lie that zero 3 spreads, while they are not passed: on the devices, in the "
+        "machine's memory, or in files, which the system reads when they are needed",
+    )
+    offload_folder: str = Field("", description="of those files; default: the system's temporary folder")
     batch_clients: Annotated[int | Literal["off", "auto"], BeforeValidator(_clients_at_once)] = Field(
         "off",
         description="clients of one backbone that train side by side, in one pass, which changes the last bits; auto: "

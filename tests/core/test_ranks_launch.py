@@ -60,6 +60,18 @@ def test_a_backbone_is_spread_at_stage_3(found: Mapping[str, Any]) -> None:
     assert found["held"] == {"blocks": pytest.approx(0.5, abs=0.01), "the rest": 1.0}
 
 
+@pytest.mark.parametrize("name", ["each rank's own on disk", "each rank's own in memory"])
+def test_blocks_that_lie_elsewhere_change_no_bit(found: Mapping[str, Any], name: str) -> None:
+    assert found[name] == 0.0
+
+
+def test_shared_blocks_lie_in_files_without_names(found: Mapping[str, Any]) -> None:
+    assert found["two shards on disk"] == found["two shards at stage 3"]
+    laid, there, named = found["mapped"]
+    assert laid == there > 0
+    assert named == 0
+
+
 def test_what_goes_wrong_silently_is_seen(found: Mapping[str, Any]) -> None:
     """The same comparison, of drivers that do what one would do first. The first shows that nothing else is at fault
     in them."""

@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.engines.ranks import zero
 from pfl_platform.engines.ranks.grid import Grid
 from pfl_platform.engines.ranks.place import here
+from pfl_platform.engines.ranks.splitting import Offload
 from pfl_platform.engines.ranks.start import Launch, joined
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
@@ -168,6 +169,23 @@ def held(launch: Launch, doing: Doing) -> Mapping[str, float]:
     return {name: part / whole for name, (part, whole) in sums.items()}
 
 
+def mapped_blocks(folder: Path, launch: Launch, doing: Doing) -> Sequence[int]:
+    """How many values of blocks lie in files of a folder, how many there are, and how many files have a name."""
+    host = adopted(doing.bench("fedit", 1), zero.ZeroDriver(3, launch.grid, Offload("disk", str(folder))))
+    live = {id(tensor) for tensor in host.params.values()}
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    starts = {int(line.split("-")[0], 16) for line in lines if f"{folder}/pfl-block-" in line}
+    blocks = [
+        tensor
+        for path in host.backbone.blocks
+        for tensor in host.backbone.module(path).parameters()
+        if id(tensor) not in live
+    ]
+    laid = [tensor for tensor in blocks if isinstance(tensor, DTensor) and tensor.to_local().data_ptr() in starts]
+    values = [sum(tensor.numel() for tensor in part) for part in (laid, blocks)]
+    return [*values, len(list(folder.glob("pfl-block-*")))]
+
+
 def grown(launch: Launch, doing: Doing) -> float:
     """Megabytes that 50 clients leave behind in a rank, one after another in one engine."""
     bench = doing.bench("fedit", 1)
@@ -223,6 +241,12 @@ def main(file: Path, folder: Path) -> None:
         found["held"] = held(both, doing)
         for stage in (0, 2, 3):
             found[f"two shards at stage {stage}"] = doing.apart("ditto", f"engine.zero={stage}", launch=both, clients=1)
+        laid = ("engine.zero=3", "engine.offload=disk", f"engine.offload_folder={folder}")
+        found["two shards on disk"] = doing.apart("ditto", *laid, launch=both, clients=1)
+        found["each rank's own on disk"] = doing.apart("ditto", *laid)
+        found["each rank's own in memory"] = doing.apart("ditto", "engine.zero=3", "engine.offload=cpu")
+        found["mapped"] = mapped_blocks(folder, launch, doing)
+        keep()
         flat = ("training.clip=0", "training.weight_decay=0", "training.lr=0.01")
         for name, stage, options_of, method in (
             ("as it should be", 2, {}, "fedit"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pfl_platform.config import EngineOptions, RunConfig
+from pfl_platform.engines import compiling
 from pfl_platform.engines.ranks import launcher
 from pfl_platform.engines.ranks.place import check_stage, here
 from pfl_platform.errors import RunStopped, UserError
@@ -58,9 +59,11 @@ def _refuse_launch(ask: Ask) -> None:
 
 def check_engine(engine: EngineOptions) -> None:
     """Raises `UserError` for what would silently be without effect in one process."""
-    if engine.name == "inprocess" and (engine.zero or engine.shards > 1):
-        what = "ZeRO (engine.zero)" if engine.zero else "Sharing a client (engine.shards)"
+    if engine.name == "inprocess" and (engine.zero or engine.shards > 1 or engine.offload != "none"):
+        what = "Sharing a client (engine.shards)" if engine.shards > 1 else "Offload (engine.offload)"
+        what = "ZeRO (engine.zero)" if engine.zero else what
         raise UserError(f"{what} is for the engine 'deepspeed'; add --engine deepspeed, or leave it out.")
+    compiling.check(engine)
 
 
 def check_plan(engine: EngineOptions, ranks: int | None, gpus: int | None) -> int:
@@ -73,7 +76,8 @@ def check_plan(engine: EngineOptions, ranks: int | None, gpus: int | None) -> in
         return 1
     number = _asked(ask) or engine.shards
     launcher.check_shape(launcher.Machines(number), engine.shards)
-    check_stage(engine.zero, engine.shards)
+    check_stage(engine.zero, engine.shards, engine.offload)
+    compiling.check(engine)
     return number
 
 
@@ -81,7 +85,7 @@ def _launch(engine: EngineOptions, ask: Ask, folder: Path) -> None:
     cpu = engine.device == "cpu" or (engine.device == "auto" and ask.gpus is None and not _gpus())
     machines = launcher.Machines(_ranks(ask, cpu), ask.hostfile)
     launcher.check_shape(machines, engine.shards)
-    check_stage(engine.zero, engine.shards)
+    check_stage(engine.zero, engine.shards, engine.offload)
     launcher.check_hosts(machines)
     code = launcher.launch(machines, [*ask.words, *_settled(ask, folder)], cpu=cpu)
     if code is None:

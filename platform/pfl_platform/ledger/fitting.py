@@ -41,6 +41,8 @@ def refuse_weights(config: RunConfig, names: Sequence[str]) -> None:
     if engine.force or config.backbone_options or not capacity.bytes:
         return
     sizes = {name: int(cards[name].about.get("num_params", 0)) for name in names if name in cards}
+    if engine.name == "deepspeed" and engine.offload != "none":
+        return  # all but one block lie elsewhere, and cards do not say how large a block is
     ranks = engine.shards if engine.name == "deepspeed" and engine.zero == SPREAD else 1
     need = WIDTHS[engine.dtype] * sum(sizes.values()) / ranks
     if need * SLACK > capacity.bytes:

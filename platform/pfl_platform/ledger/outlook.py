@@ -14,6 +14,7 @@ from pfl_platform.engines.batches import clients_of
 from pfl_platform.engines.ranks.buffers import zero_bytes
 from pfl_platform.engines.ranks.place import SPREAD
 from pfl_platform.federation.cohorts import select
+from pfl_platform.federation.setup import device_of
 from pfl_platform.federation.tasks import Cost
 from pfl_platform.ledger.capacity import Capacity
 from pfl_platform.ledger.costs import BYTES
@@ -92,7 +93,8 @@ def zero(config: RunConfig, held: Held) -> int:
 
 
 def spread(config: RunConfig, found: Rehearsal) -> int:
-    """Bytes of frozen blocks that lie at other ranks, where ZeRO spreads them; one block at a time is whole."""
+    """Bytes of frozen blocks that lie elsewhere where ZeRO spreads them: at other ranks, or off the device. One block
+    at a time is whole."""
     engine = config.engine
     if engine.name != "deepspeed" or engine.zero != SPREAD:
         return 0
@@ -100,7 +102,9 @@ def spread(config: RunConfig, found: Rehearsal) -> int:
     for name in found.fed.backbones:
         backbone = found.fed.load(name)
         sizes = [sum(tensor.nbytes for tensor in backbone.module(path).parameters()) for path in backbone.blocks]
-        elsewhere += sum(sizes) * (engine.shards - 1) // engine.shards - max(sizes, default=0)
+        away = engine.offload == "disk" or (engine.offload == "cpu" and device_of(config) != "cpu")
+        there = sum(sizes) if away else sum(sizes) * (engine.shards - 1) // engine.shards
+        elsewhere += there - max(sizes, default=0)
     return max(0, elsewhere)
 
 

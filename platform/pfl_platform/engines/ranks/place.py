@@ -95,7 +95,9 @@ def first_host(names: str) -> str:
     return (match[1] + (match[2] or "")) if match else names
 
 
-def check_stage(stage: int, shards: int) -> None:
-    """Raises `UserError` for a backbone that is to be spread over one rank."""
-    if stage == SPREAD and shards == 1:
+def check_stage(stage: int, shards: int, offload: str = "none") -> None:
+    """Raises `UserError` for a backbone that is to be spread over one rank, or laid down and not spread."""
+    if stage == SPREAD and shards == 1 and offload == "none":
         raise UserError("ZeRO stage 3 spreads a backbone over the ranks of a client; say over how many with --shards.")
+    if stage != SPREAD and offload != "none":
+        raise UserError(f"Blocks are kept elsewhere (engine.offload={offload}) at ZeRO stage 3 alone; add --zero 3.")

@@ -25,6 +25,7 @@ from pfl_platform.engines.ranks.grid import Grid
 from pfl_platform.engines.ranks.hub import Hub
 from pfl_platform.engines.ranks.link import Link, LinkStore
 from pfl_platform.engines.ranks.place import SPREAD, Place, check_stage, settle_environment
+from pfl_platform.engines.ranks.splitting import Offload
 from pfl_platform.engines.ranks.together import Following, Leading
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import RunStopped, UserError
@@ -70,7 +71,8 @@ class Launch:
         return folder.store
 
     def driver(self, config: RunConfig) -> Driver:
-        return zero.ZeroDriver(config.engine.zero, self.grid)
+        engine = config.engine
+        return zero.ZeroDriver(engine.zero, self.grid, Offload(engine.offload, engine.offload_folder))
 
     def engine(self, worker: Worker, observers: Sequence[Observer]) -> Engine:
         if isinstance(self.together, Following):
@@ -116,7 +118,7 @@ def check_run(setup: Setup, place: Place) -> None:
         raise Refused(f"The run's engine is '{engine.name}'; it needs no launcher.")
     if engine.shards != place.shards:
         raise Refused(f"The run has {engine.shards} shards and this launch {place.shards}; one launch has one grid.")
-    check_stage(engine.zero, place.shards)
+    check_stage(engine.zero, place.shards, engine.offload)
     if engine.zero == SPREAD and setup.own_hosts:
         client = next(iter(setup.own_hosts))
         raise Refused(

@@ -27,17 +27,18 @@ from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.ranks.buffers import BUCKET
 from pfl_platform.engines.ranks.grid import Grid
 from pfl_platform.engines.ranks.place import SPREAD
-from pfl_platform.engines.ranks.splitting import split
+from pfl_platform.engines.ranks.splitting import Offload, split
 from pfl_platform.errors import RunStopped, UserError
 from pfl_platform.training.driver import Portion, Stepper, TorchStepper
 from pfl_platform.training.surfaces import Optim
 
 
 class ZeroDriver:
-    """Implements `Driver`. stage: of ZeRO, 0 to 3. grid: who shares a gradient."""
+    """Implements `Driver`. stage: of ZeRO, 0 to 3. grid: who shares a gradient. offload: of blocks, at stage 3."""
 
-    def __init__(self, stage: int, grid: Grid) -> None:
+    def __init__(self, stage: int, grid: Grid, offload: Offload | None = None) -> None:
         self.stage = stage
+        self.offload = offload or Offload()
         self.grid = grid
         self.portion = Portion(grid.place.shard, grid.place.shards)
         self._hosts: dict[int, _Hosted] = {}  # by the id of each live tensor
@@ -52,7 +53,7 @@ class ZeroDriver:
     def adopt(self, host: Host) -> None:
         params = managed(host)
         if self.stage == SPREAD:
-            split(host, self.grid)
+            split(host, self.grid, self.offload)
         if params:
             hosted = _Hosted(host.backbone.model, params, min(self.stage, SPREAD - 1), self.grid)
             self._hosts |= {id(tensor): hosted for tensor in params.values()}
