@@ -20,9 +20,10 @@ from pfl_platform.federation import session
 from pfl_platform.federation.setup import build
 from pfl_platform.ledger import calibration, fitting
 from pfl_platform.ledger.capacity import Capacity, container_limit
-from pfl_platform.ledger.hollow import Account, hollow, is_hollow
+from pfl_platform.ledger.hollow import NOWHERE, Account, hollow, is_hollow
 from pfl_platform.ledger.outlook import PROCESS, Asked, helps, needed, outlook, proposals
 from pfl_platform.ledger.rehearsal import Rehearsal
+from pfl_platform.ledger.stage import ShapeStore
 from pfl_platform.ledger.typical import typical
 from pfl_platform.outlines import Row
 from pfl_platform.plugins import PluginManager
@@ -52,7 +53,12 @@ def test_what_is_held_by_hand() -> None:
     assert held == 2 * 4 * 200 + 4 * 10_000 + 4 * 20_000
     # the product, relu's result, and their gradients: never more than these beside what stays
     assert held < account.most <= held + 3 * 4 * 20_000
-    del x, y, linear
+    with hollow(account), account.making(NOWHERE):
+        z = torch.zeros(1000, 10)
+    assert account.total == held
+    account.move(z, "logits")
+    assert account.total == held + 4 * 10_000
+    del x, y, z, linear
     assert account.total == 0
 
 
@@ -66,6 +72,24 @@ def test_small_tables_keep_their_values() -> None:
         assert table[0].tolist() == [0.0, 1.0, 1.0, 0.0]
         assert not bool(table[1].any())
         assert torch.linalg.matrix_rank(squares) == 3
+
+
+def test_a_store_of_shapes_keeps_whole_numbers() -> None:
+    account = Account()
+    store = ShapeStore(account)
+    with hollow(account):
+        counts, known = torch.tensor([2, 0, 3], dtype=torch.int32), torch.tensor([True, False])
+        first = store.put({"a/counts": counts, "a/known": known, "a/ones": torch.ones(5, dtype=torch.bool)})
+        other = store.put({"a/counts": counts + 1, "a/known": known, "a/big": torch.ones(100, 100)})
+        found = store.get(first)
+        assert found["a/counts"].tolist() == [2, 0, 3]
+        assert found["a/known"].tolist() == [True, False]
+        assert bool(found["a/ones"].all())
+        assert is_hollow(store.get(other)["a/big"])
+        assert store.put({"a/counts": counts, "a/known": known, "a/ones": known.new_ones(5)}) == first != other
+        both = store.get(store.merged(first, other))
+        assert both["a/counts"].tolist() == [3, 1, 4]
+        assert len(both) == 4
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,8 @@ class Predictions(Statistic):
     may be below 1: the rest belongs to the other tokens.
     """
 
+    by_sample = True
+
     def __init__(
         self,
         mix: Mix,

@@ -34,6 +34,8 @@ SMALL = 1 << 22
 """Whole numbers of up to so many entries are really held."""
 LITTLE = 1 << 12
 """Entries of tensors that keep their values."""
+NOWHERE = "nowhere"
+"""The part of what no run would hold."""
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Account:
         if name in self._held:
             return
         part = part or self.part
-        size = 0 if part in self.apart else storage.nbytes()
+        size = self._counts(part, storage.nbytes())
         self._held[name] = (part, size)
         self.now[part] = self.now.get(part, 0) + size
         self._total += size
@@ -86,9 +88,16 @@ class Account:
             self.take(tensor, part)
             return
         before, size = self._held[name]
-        self._held[name] = (part, size)
+        counts = self._counts(part, tensor.untyped_storage().nbytes())
+        self._held[name] = (part, counts)
         self.now[before] -= size
-        self.now[part] = self.now.get(part, 0) + size
+        self.now[part] = self.now.get(part, 0) + counts
+        self._total += counts - size
+        if self._total > self.most:
+            self.reset()
+
+    def _counts(self, part: str, size: int) -> int:
+        return 0 if part in self.apart or part == NOWHERE else size
 
     @property
     def total(self) -> int:

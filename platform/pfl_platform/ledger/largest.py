@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_platform.data import Sample
 from pfl_platform.evaluation.surfaces import Cell
-from pfl_platform.federation.rows import BLANK
 from pfl_platform.federation.tasks import Task
 from pfl_platform.ledger.probe import batches
+from pfl_platform.ledger.unpassed import plain, shown_all
 from pfl_platform.training.surfaces import OpenSource, Source
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Batches:
     """The batches of one task, by phase and by statistic with data of its own."""
 
     def __init__(self, task: Task, hosts: Hosts) -> None:
-        self._task = task
+        self._task, self._hosts = task, hosts
         lengths = hosts.lengths(task.backbone)
         self._phases = [
             _look(phase.data.open({}), range(phase.first, phase.first + phase.amount), lengths) for phase in task.phases
@@ -80,7 +80,7 @@ class Batches:
         return max((look.size for look in (*self._phases, *self._statistics.values())), default=0)
 
     def short(self, task: Task, steps: int) -> Task:
-        """A task that sees so many times the largest batch of each source."""
+        """A task that sees so many times the largest batch of each source; see `unpassed` for who sees more."""
         phases = tuple(
             replace(phase, data=_Always(look.largest), amount=min(phase.amount, steps))
             for phase, look in zip(task.phases, self._phases, strict=True)
@@ -88,7 +88,7 @@ class Batches:
         statistics = []
         for item in task.statistics:
             if item.name in self._statistics:
-                short = copy(item)
+                short = copy(item) if not item.by_sample else shown_all(item, self._hosts, task.backbone)
                 short.data, short.amount = _Always(self._statistics[item.name].largest), min(item.amount, steps)
                 statistics.append(short)
             else:
@@ -125,11 +125,7 @@ class Lengths:
 
     def of(self, sample: Sample) -> tuple[int, float]:
         if sample.id not in self._known:
-            backbone = self._host.backbone
-            if backbone.sight is not None:
-                encoded = backbone.sight.encode([sample])
-            else:
-                encoded = backbone.codec.encode([replace(sample, pictures=(BLANK,) * len(sample.pictures))])
+            encoded = plain(self._host.backbone, [sample])
             self._known[sample.id] = (encoded.tokens, self._host.work(encoded))
         return self._known[sample.id]
 

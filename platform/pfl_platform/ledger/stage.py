@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.backbones import Backbone
 from pfl_platform.errors import UserError
 from pfl_platform.features.shelf import Keeper, Shelf
 from pfl_platform.federation.tasks import Address
 from pfl_platform.ledger.bytes import wire_bytes
-from pfl_platform.ledger.hollow import Account
+from pfl_platform.ledger.hollow import SMALL, Account
 from pfl_platform.ledger.largest import Lengths
+from pfl_platform.store.layout import content_address
 from pfl_platform.store.memory import MemoryStore
 from pfl_platform.training.driver import Portion, TorchDriver, TorchStepper
 from pfl_platform.training.surfaces import Optim
@@ -37,22 +40,41 @@ PARTS: Mapping[str, str] = {
     "zero": "buffers of ZeRO",
 }
 
-Form: TypeAlias = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+Form: TypeAlias = tuple[tuple[str, torch.dtype, tuple[int, ...], str | int | None], ...]
+"""Key, dtype and shape of each tensor; and its values, where they are no floating point: the one that all are, or the
+name under which they are kept. None: nothing is known of them."""
 
 
 class ShapeStore(MemoryStore):
-    """Implements `Store` for tensors without values: equal keys, dtypes and shapes have equal addresses."""
+    """Implements `Store` for tensors without values: equal keys, dtypes and shapes have equal addresses.
+
+    Whole numbers and truth values, which a rehearsal really has, are kept: counts by which others are read, masks.
+    """
 
     def __init__(self, account: Account) -> None:
         super().__init__()
         self._account = account
         self._forms: dict[Address, Form] = {}
+        self._values: dict[str, Tensor] = {}
 
     def put(self, tensors: Tensors) -> Address:
-        return self._put(tuple((key, tensors[key].dtype, tuple(tensors[key].shape)) for key in sorted(tensors)))
+        with _disable_current_modes():  # what is looked up here is not the run's
+            values = {key: self._known(tensors[key]) for key in sorted(tensors)}
+        return self._put(tuple((key, tensors[key].dtype, tuple(tensors[key].shape), values[key]) for key in values))
+
+    def _known(self, tensor: Tensor) -> str | int | None:
+        """What `Form` holds of the values."""
+        if tensor.is_meta or tensor.is_floating_point() or tensor.is_complex() or not 0 < tensor.numel() <= SMALL:
+            return None
+        one = tensor.flatten()[0]
+        if bool((tensor == one).all()):
+            return int(one)
+        name = content_address({"": tensor})
+        self._values.setdefault(name, tensor.detach().clone())
+        return name
 
     def _put(self, form: Form) -> Address:
-        text = json.dumps([[key, str(dtype), shape] for key, dtype, shape in form])
+        text = json.dumps([[key, str(dtype), shape, values] for key, dtype, shape, values in form])
         address = hashlib.sha256(text.encode()).hexdigest()
         self._forms[address] = form
         return address
@@ -62,10 +84,15 @@ class ShapeStore(MemoryStore):
             raise UserError(f"This store holds no tensors at the address {address}.")
         with self._account.making("state"):
             form = self._forms[address]
-            return {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in form if keys is None or key in keys}
+            return {entry[0]: self._made(*entry[1:]) for entry in form if keys is None or entry[0] in keys}
+
+    def _made(self, dtype: torch.dtype, shape: tuple[int, ...], values: str | int | None) -> Tensor:
+        if isinstance(values, str):
+            return self._values[values].clone()
+        return torch.full(shape, values, dtype=dtype) if values else torch.zeros(shape, dtype=dtype)
 
     def names(self, address: Address) -> tuple[str, ...]:
-        return tuple(key for key, _, _ in self._forms[address])
+        return tuple(entry[0] for entry in self._forms[address])
 
     def has(self, address: Address) -> bool:
         return address in self._forms
@@ -78,11 +105,7 @@ class ShapeStore(MemoryStore):
     def wire(self, address: Address) -> int:
         """Bytes of what lies at an address, as a file."""
         form = self._forms[address]
-        return wire_bytes({key: torch.empty(shape, dtype=dtype, device="meta") for key, dtype, shape in form})
-
-
-def _made(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, device="meta" if dtype.is_floating_point else "cpu")
+        return wire_bytes({key: torch.empty(shape, dtype=dtype, device="meta") for key, dtype, shape, _ in form})
 
 
 class Hosts:
@@ -90,7 +113,7 @@ class Hosts:
 
     def __init__(self, worker: Worker, account: Account) -> None:
         self._worker = worker
-        self._account = account
+        self.account = account
         self._names: list[str] = []
         self._lengths: dict[str, Lengths] = {}
 
@@ -103,10 +126,13 @@ class Hosts:
             host = self._worker.host(name)
             own = {id(tensor) for tensor in host.params.values()}
             for tensor in (*host.backbone.model.parameters(), *host.backbone.model.buffers()):
-                self._account.take(tensor, "adapters" if id(tensor) in own else "weights")
+                self.account.take(tensor, "adapters" if id(tensor) in own else "weights")
             for tensor in host.params.values():
-                self._account.take(tensor, "adapters")
+                self.account.take(tensor, "adapters")
             self._names.append(name)
+
+    def host(self, name: str) -> Host:
+        return self._worker.host(name)
 
     def lengths(self, name: str) -> Lengths:
         if name not in self._lengths:
@@ -116,7 +142,7 @@ class Hosts:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, what is made is booked by where it was made."""
-        account = self._account
+        account = self.account
         with ExitStack() as stack:
             stack.enter_context(account.making("logits"))
             for name in self._names:
@@ -144,7 +170,7 @@ class Hosts:
 
     def _graded(self, tensor: Tensor) -> None:
         if tensor.grad is not None:
-            self._account.move(tensor.grad, "gradients")
+            self.account.move(tensor.grad, "gradients")
 
 
 class TaggingDriver(TorchDriver):

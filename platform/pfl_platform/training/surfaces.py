@@ -254,6 +254,9 @@ class Statistic(ABC):
     steps. With `every = None` it makes a pass of its own over `data`, `amount` batches, after the phases.
 
     With `wants`, `add` is called once per sample, and finds the sample's gradients in `view.gradients`.
+
+    by_sample: whether it sends something of each sample of its `data`, so that what it sends is as long as these. It
+    must look at logits and labels alone then: a plan shows it all samples, but makes few of the passes.
     """
 
     name: str
@@ -261,6 +264,7 @@ class Statistic(ABC):
     data: Source | None = None
     amount: int = 0
     wants: tuple[Want, ...] = ()
+    by_sample: bool = False
 
     def sends(self, plan: Planned) -> Mapping[str, Tensor]:
         """What `finish` would send from a planned client: tensors with a shape, a dtype and no values. It is asked so
