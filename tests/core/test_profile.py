@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pfl_platform.errors import RunStopped
 from pfl_platform.federation import session
 from pfl_platform.ledger.profiling import PARTS, Profile
-from pfl_platform.report.markdown import results_markdown
-from pfl_platform.report.profiles import profile_grid
+from pfl_platform.report.markdown import results_markdown, to_markdown
+from pfl_platform.report.profiles import profile_grid, read_profile
+from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.testing.bench import Bench
 from run_support import left
 
@@ -59,6 +62,44 @@ def test_parts_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(profile.taken().values())
 
 
+def test_what_several_ranks_tell_is_laid_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "profile").mkdir()
+    file = tmp_path / "profile" / "rounds.json"
+    assert read_profile(tmp_path) is None
+    file.write_text(
+        '{"2": [{"forward": 3.0, "waiting": 1.0}, {"forward": 1.0, "waiting": 3.0}], "3": [{"forward": 4.0}]}'
+    )
+    found = read_profile(tmp_path)
+    assert found is not None
+    assert found["rounds"] == {"2": {"forward": 2.0, "waiting": 2.0}, "3": {"forward": 4.0}}
+    assert found["parts"] == {"forward": 6.0, "waiting": 2.0}
+    assert found["ranks"] == {"0": {"forward": 7.0, "waiting": 1.0}, "1": {"forward": 1.0, "waiting": 3.0}}
+    table = to_markdown(profile_grid(found))
+    for row in ("| 2 | 2.00 | 2.00 |", "| rank 1 | 1.00 | 3.00 |", "| all | 6.00 | 2.00 |"):
+        assert row in table
+
+
+def test_a_resumed_run_is_profiled_from_there_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("local_steps=2", "evaluation.baseline=false", "evaluation.others=false", "evaluation.max_new_tokens=1")
+    bench = Bench("sft", tmp_path, ("tiny-llama-s", "tiny-llama-s"), settings, rounds=2)
+    out = tmp_path / "stopped"
+    stop = monkeypatch.context()
+    commit = RunFolder.commit_round
+
+    def failing(folder: RunFolder, index: int, record: Any) -> None:
+        if index == 1:
+            raise RunStopped("enough")
+        commit(folder, index, record)
+
+    with stop as patch:
+        patch.setattr(RunFolder, "commit_round", failing)
+        with pytest.raises(RunStopped, match="enough"):
+            session.run(bench.config(), out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark())
+    results = session.resume(out, quiet=True, plugins=bench.manager, benchmark=bench.benchmark(), profile=True)
+    assert list(results["profile"]["rounds"]) == ["2"]
+    assert left(out) == left(bench.run())
+
+
 def test_a_profiled_run_tells_and_changes_nothing(tmp_path: Path) -> None:
     settings = ("local_steps=3", "evaluation.baseline=false", "evaluation.others=false", "evaluation.max_new_tokens=1")
     bench = Bench("fedit", tmp_path, ("tiny-llama-s", "tiny-llama-s"), settings, rounds=2)
@@ -70,6 +111,7 @@ def test_a_profiled_run_tells_and_changes_nothing(tmp_path: Path) -> None:
     assert left(out) == left(plain)
     rounds = results["profile"]["rounds"]
     assert list(rounds) == ["1", "2"]
+    assert "ranks" not in results["profile"]
     assert "profile" not in json.loads((plain / "results.json").read_text())
     for number, found in rounds.items():
         assert set(found) == set(PARTS)

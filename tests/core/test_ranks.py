@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def pair() -> Iterator[tuple[Leading, Following]]:
     hub.wait_for_all()
     yield Leading(hub), Following(link)
     hub.close()
+
+
+def test_what_every_rank_says_is_gathered_and_waiting_is_told(pair: tuple[Leading, Following]) -> None:
+    leading, following = pair
+    entered: list[str] = []
+    for together, name in ((leading, "leading"), (following, "following")):
+        together.waiting = lambda name=name: nullcontext(entered.append(name))
+    assert following.gathered({"seconds": 2.0}) == []
+    assert leading.gathered({"seconds": 1.0}) == [{"seconds": 1.0}, {"seconds": 2.0}]
+    assert entered == ["leading"]
+    leading.tell("a fact")
+    assert following.told() == "a fact"
+    assert entered == ["leading", "leading", "following"]
+    assert (leading.rank, following.rank) == (0, 1)
 
 
 def wait_for_ever(leading: Leading) -> None:

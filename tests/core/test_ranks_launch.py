@@ -134,9 +134,10 @@ def test_a_killed_rank_ends_the_launch_and_another_number_of_ranks_goes_on(tmp_p
     assert not ranks_of(int(tag)), "a rank is still there"
     assert 1 <= len(list((out / "rounds").glob("*.json"))) < 3
     assert not (out / "results.json").exists()
+    finished = len(list((out / "rounds").glob("*.json")))
 
     more = subprocess.run(
-        [*command, "resume", str(out), "--ranks", "3", "--quiet"],
+        [*command, "resume", str(out), "--ranks", "3", "--quiet", "--profile"],
         env=environment,
         capture_output=True,
         text=True,
@@ -148,3 +149,21 @@ def test_a_killed_rank_ends_the_launch_and_another_number_of_ranks_goes_on(tmp_p
     assert difference(tmp_path / "alone", out) == 0.0
     assert (tmp_path / "alone" / "predictions.jsonl").read_bytes() == (out / "predictions.jsonl").read_bytes()
     assert more.stdout.count("client-0") == 1, "more than one rank printed"
+    check_profile(out, resumed=len(list((out / "rounds").glob("*.json"))) - finished, told=more.stdout)
+
+
+def check_profile(out: Path, resumed: int, told: str) -> None:
+    """Every rank has traced its first steps and told where its time went, in the rounds since the run was resumed."""
+    profile = json.loads((out / "results.json").read_text())["profile"]
+    assert len(profile["rounds"]) == resumed
+    assert set(profile["ranks"]) == {"0", "1", "2"}
+    for rank, found in profile["ranks"].items():
+        for part in ("data", "forward", "backward", "optimiser", "swap", "waiting"):
+            assert found[part] > 0, (rank, part)
+        (trace,) = (out / "profile").glob(f"rank-{rank}.*.pt.trace.json")
+        names = {str(event.get("name", "")) for event in json.loads(trace.read_text())["traceEvents"]}
+        assert any("AccumulateGrad" in name for name in names)
+        assert f"rank {rank}" in told
+    assert profile["ranks"]["0"]["commit"] > profile["ranks"]["1"]["commit"]
+    wholes = [sum(found.values()) for found in profile["ranks"].values()]
+    assert max(wholes) < 1.5 * min(wholes), "ranks begin and end a round together"

@@ -11,7 +11,18 @@ import typer
 
 from pfl_platform import __version__
 from pfl_platform.cli import typed
-from pfl_platform.cli.arguments import Data, Gpus, Hostfile, Json, MachineOptions, Markdown, Quiet, Ranks, RunOptions
+from pfl_platform.cli.arguments import (
+    Data,
+    Gpus,
+    Hostfile,
+    Json,
+    MachineOptions,
+    Markdown,
+    Profiled,
+    Quiet,
+    Ranks,
+    RunOptions,
+)
 from pfl_platform.cli.files import files
 from pfl_platform.cli.forecasts import forecasts
 from pfl_platform.cli.grouped import grouped
@@ -81,9 +92,7 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Start even what seems not to fit into memory or onto the disk.")
     ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Tell where the time of rounds goes, and trace the first steps.")
-    ] = False,
+    profile: Profiled = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a method on a benchmark."""
@@ -110,13 +119,14 @@ def resume(
     gpus: Gpus = None,
     ranks: Ranks = None,
     hostfile: Hostfile = None,
+    profile: Profiled = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was stopped, from its last finished task; also with other numbers of ranks."""
     from pfl_platform.cli import running
     from pfl_platform.cli.launching import Ask
 
-    running.resume(run, quiet, Ask(typed.words(), ranks, gpus, hostfile))
+    running.resume(run, quiet, Ask(typed.words(), ranks, gpus, hostfile), profile=profile)
 
 
 @app.command()

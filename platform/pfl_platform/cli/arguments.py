@@ -25,6 +25,9 @@ Data = Annotated[
 """Taken for the whole process before the command begins."""
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads for computing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results only.")]
+Profiled = Annotated[
+    bool, typer.Option("--profile", help="Tell where the time of rounds goes at each rank, and trace the first steps.")
+]
 Gpus = Annotated[int | None, typer.Option("--gpus", help="Processes to start, one for each GPU; on every machine.")]
 Ranks = Annotated[
     int | None, typer.Option("--ranks", help="Processes to start, on whatever device there is; on every machine.")

@@ -192,7 +192,7 @@ def lay_out(runs: Plan, folder: Path) -> None:
     write_plan(runs, folder)
 
 
-def resume(folder: Path, quiet: bool, ask: Ask | None = None, show: bool = True) -> None:
+def resume(folder: Path, quiet: bool, ask: Ask | None = None, show: bool = True, profile: bool = False) -> None:
     """Finishes what is unfinished in a run folder, or in a folder of several runs. show: print their results."""
     if not folder.is_dir():
         raise UserError(f"There is no run folder {folder}.")
@@ -203,7 +203,7 @@ def resume(folder: Path, quiet: bool, ask: Ask | None = None, show: bool = True)
             with _stoppable(folder):
                 from pfl_platform.federation import session
 
-                results = session.resume(folder, quiet=quiet, carrier=carrier)
+                results = session.resume(folder, quiet=quiet, carrier=carrier, profile=profile)
             if _together(carrier).leads:
                 print_results([results])
 
@@ -211,7 +211,10 @@ def resume(folder: Path, quiet: bool, ask: Ask | None = None, show: bool = True)
         return
     runs = read_plan(folder)
     launching.carry_out(
-        list(runs.values()), ask or Ask(()), folder, lambda carrier: _carry_out(runs, folder, quiet, carrier, show)
+        list(runs.values()),
+        ask or Ask(()),
+        folder,
+        lambda carrier: _carry_out(runs, folder, quiet, carrier, show, profile),
     )
 
 
@@ -252,7 +255,7 @@ def _carry_out(
             if ended is not None:
                 results.append(ended)
             elif together.once(partial(is_run, run)):
-                results.append(session.resume(run, quiet=quiet, carrier=carrier))
+                results.append(session.resume(run, quiet=quiet, carrier=carrier, profile=profile))
             else:
                 results.append(session.run(config, run, quiet=quiet, carrier=carrier, profile=profile))
     if not together.leads or not show:

@@ -69,8 +69,7 @@ def run(
     """Runs a federation into the folder `out`, which must be new or empty. Returns the content of `results.json`.
 
     benchmark: takes the place of the one that the configuration names (the contract kit's, for example). carrier: what
-    carries out the run; this process when nothing is said.
-    profile: tell where the time of rounds goes; see `ledger.profiling`.
+    carries out the run; this process when nothing is said. profile: see `ledger.profiling`.
     """
     from pfl_platform.ledger.fitting import refuse, refuse_weights  # which rehearses what is run here
 
@@ -93,9 +92,10 @@ def resume(
     plugins: PluginManager | None = None,
     benchmark: Benchmark | None = None,
     carrier: Carrier | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Goes on with a run that was stopped or killed. A run that has ended is returned as it is."""
-    call = Call(plugins or PluginManager(), benchmark, quiet, out, carrier or InProcess())
+    call = Call(plugins or PluginManager(), benchmark, quiet, out, carrier or InProcess(), profile)
     folder = call.carrier.open(out)
     setup = build(folder.config, call.manager, benchmark)
     call.carrier.check(setup)
@@ -303,10 +303,10 @@ class _Run:
         return self._finish(fed, parts, worker, progress)
 
     def _watch(self) -> Profile | Off:
-        if not self.call.profile or not self.call.together.leads:
-            return Off()
+        if not self.call.profile:
+            return Off(self.call.together)
         device = self.setup.load(next(iter(self.setup.backbone_of.values()))).device
-        return Profile(device, self.folder.path / FOLDER)
+        return Profile(device, self.folder.path / FOLDER, self.call.together)
 
     def _stand(self, fed: Federation) -> tuple[int, dict[str, Any] | None]:
         """How many rounds are finished, and the record of the last one."""

@@ -7,16 +7,25 @@ is asked of the one that leads: a fact by `once`, the result of a program by `le
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeAlias
 
 from pfl_platform.federation.tasks import Program
 
+Around: TypeAlias = Callable[[], AbstractContextManager[None]]
+
 
 class Together(Protocol):
-    """leads: whether this process writes the run folder and tells of the run; exactly one does."""
+    """leads: whether this process writes the run folder and tells of the run; exactly one does. rank: the number of the
+    process, 0 where it leads. waiting: entered while it waits for the others; a profile sets it."""
+
+    waiting: Around
 
     @property
     def leads(self) -> bool: ...
+
+    @property
+    def rank(self) -> int: ...
 
     def once(self, make: Callable[[], Any]) -> Any:
         """What `make` returns in the process that leads, as JSON; it is called nowhere else."""
@@ -31,11 +40,19 @@ class Together(Protocol):
         """Raises `UserError` in the process that leads when another one has something else here."""
         ...
 
+    def gathered(self, said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """What each process says, JSON, by rank; in the process that leads. Nothing elsewhere."""
+        ...
+
 
 class Alone:
     """Implements `Together` for a run in one process."""
 
     leads = True
+    rank = 0
+
+    def __init__(self) -> None:
+        self.waiting: Around = nullcontext
 
     def once(self, make: Callable[[], Any]) -> Any:
         return make()
@@ -45,3 +62,6 @@ class Alone:
 
     def agree(self, about: Mapping[str, Any]) -> None:
         pass
+
+    def gathered(self, said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [said]

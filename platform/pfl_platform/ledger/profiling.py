@@ -1,8 +1,10 @@
-"""Where a round's time goes, and a trace of its first steps; for `run --profile`.
+"""Where a round's time goes, and a trace of its first steps; for `--profile`.
 
 Nothing of this exists in a run without it. With it, what a worker works with is wrapped: losses, sources, steppers,
 statistics, the store and the judge say when they begin and end. No number of the run changes. On a GPU every boundary
 waits for the device, so that time is booked where it was spent; a profiled run is slower than one that is not.
+
+Every rank of a launch has a stopwatch and a trace of its own; the first writes down what all have found.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +27,7 @@ from pfl_platform.adapters.lanes import Lanes
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.engines.worker import Worker
 from pfl_platform.federation.tasks import Engine, Outcome, Task
+from pfl_platform.federation.together import Alone, Together
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.store.atomic import write_atomic
 from pfl_platform.training.driver import Driver, Stepper
@@ -44,10 +47,11 @@ PARTS: Mapping[str, str] = {
     "aggregation": "replies and the server's sums",
     "evaluation": "answers and their scores",
     "commit": "writing the round",
+    "waiting": "for other ranks",
     "rest": "what is in none of these",
 }
 FOLDER, ROUNDS = "profile", "rounds.json"
-"""In the run folder: the trace, and seconds by round and part."""
+"""In the run folder: the traces; and by round, for each rank, seconds by part."""
 TRACED = 3
 """Updates of the trace."""
 
@@ -55,16 +59,20 @@ TRACED = 3
 @dataclass
 class Profile:
     """A stopwatch whose parts do not overlap: what is inside another part is taken off that one. device: waited for at
-    every boundary, where it works beside this process. folder: of the trace."""
+    every boundary, where it works beside this process. folder: of the trace. together: the processes of the run."""
 
     device: torch.device
     folder: Path | None = None
+    together: Together = field(default_factory=Alone)
     seconds: dict[str, float] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list)
     _mark: float = 0.0
     _held: bool = False
     _trace: Any = None
     _updates: int = 0
+
+    def __post_init__(self) -> None:
+        self.together.waiting = partial(self.part, "waiting")
 
     @contextmanager
     def part(self, name: str, *, whole: bool = False) -> Iterator[None]:
@@ -88,10 +96,11 @@ class Profile:
         self.taken()
         with self.part("rest"):
             yield
-        if self.folder is not None:
+        found = self.together.gathered(self.taken())
+        if self.folder is not None and self.together.leads:
             file = self.folder / ROUNDS
             known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            known[str(round_index + 1)] = self.taken()
+            known[str(round_index + 1)] = found
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(file, [json.dumps(known, indent=1).encode()])
 
@@ -127,7 +136,7 @@ class Profile:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._trace = profile(
                 schedule=schedule(wait=0, warmup=1, active=TRACED, repeat=1),
-                on_trace_ready=tensorboard_trace_handler(str(self.folder)),
+                on_trace_ready=tensorboard_trace_handler(str(self.folder), f"rank-{self.together.rank}"),
             )
             self._trace.start()
 
@@ -154,6 +163,9 @@ class Profile:
 
 class Off:
     """Stands for a profile where none is wanted."""
+
+    def __init__(self, together: Together) -> None:
+        together.waiting = nullcontext
 
     def part(self, name: str, *, whole: bool = False) -> AbstractContextManager[None]:
         return nullcontext()

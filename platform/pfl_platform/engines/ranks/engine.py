@@ -55,7 +55,7 @@ class LeadingEngine:
             self._collect(waiting, digests, outcomes)
             told = self._tell(tasks, outcomes, cached, told)
         while len(outcomes) < len(tasks):
-            self._together.hub.wait()
+            self._together.wait()
             self._collect(waiting, digests, outcomes)
             told = self._tell(tasks, outcomes, cached, told)
         self._assigner.learn(waiting, outcomes)
