@@ -75,7 +75,7 @@ def test_what_several_ranks_tell_is_laid_side_by_side(tmp_path: Path) -> None:
     assert found["parts"] == {"forward": 6.0, "waiting": 2.0}
     assert found["ranks"] == {"0": {"forward": 7.0, "waiting": 1.0}, "1": {"forward": 1.0, "waiting": 3.0}}
     table = to_markdown(profile_grid(found))
-    for row in ("| 2 | 2.00 | 2.00 |", "| rank 1 | 1.00 | 3.00 |", "| all | 6.00 | 2.00 |"):
+    for row in ("| 2 | 2.00 | 2.00 |", "| rank 1 | 1.00 | 3.00 |", "| **all** | **6.00** | **2.00** |"):
         assert row in table
 
 
