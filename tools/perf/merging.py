@@ -5,7 +5,8 @@
     python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
 
 Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `cpu` is the processor's time:
-on a machine with other work, and with --threads 1, it says what `seconds` would be on one core alone. `memory` is how
+on a machine with other work, and with --threads 1, it says what `seconds` would be on one core alone. Threads that wait
+for others do not spin: beside other work that took several times the processor's time of the work itself. `memory` is how
 much the process grew while merging, in units of all adapters together, which lie in memory before; tensors of 4 MiB and
 more go back to the system at once (glibc), so that what has been freed is not counted. At the larger shapes adapters do
 not fit: each is drawn when it is read, and `memory` is that of the whole process. `read` is the size of all statistics
@@ -105,7 +106,7 @@ def main() -> None:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**22)},
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**22), "OMP_WAIT_POLICY": "PASSIVE"},
         )
         if done.returncode:
             print(f"{name:<18}{space:<8}{done.stderr.strip().splitlines()[-1]}")

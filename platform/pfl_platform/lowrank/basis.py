@@ -19,6 +19,7 @@ from pfl_platform.errors import UserError, nearest
 from pfl_platform.lowrank.decompose import SVD, numerical_rank, rounding, tolerance
 from pfl_platform.lowrank.deltas import Delta, alike, double, root, shared_precision
 from pfl_platform.lowrank.gauge import signs
+from pfl_platform.lowrank.squares import descending, right_vectors
 
 Axis: TypeAlias = Literal["output", "input"]
 """The space of the basis: outputs (deltas joined along their inputs) or inputs (joined along their outputs)."""
@@ -26,6 +27,8 @@ Axis: TypeAlias = Literal["output", "input"]
 Route: TypeAlias = Literal["auto", "stacked", "gram"]
 
 _EPS = torch.finfo(torch.float64).eps
+_INVERTIBLE = 1e3
+"""Condition numbers up to this cost three of sixteen digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +36,15 @@ class CommonBasis:
     """`D_k = U S V_k^T` for all k: basis U (d, R), values S (R,) descending; both float64.
 
     With axis "output", d is d_out and V_k^T is (R, d_in); with "input" the same holds of the transposed deltas. The
-    largest entry of each basis vector is positive; flipping it flips a row of every V_k^T.
+    largest entry of each basis vector is positive; flipping it flips a row of every V_k^T. `lefts` holds
+    `S^-1 U^T s_k up_k` of each delta where the basis was found by way of them.
     """
 
     basis: Tensor
     values: Tensor
     axis: Axis
     deltas: tuple[Delta, ...]
+    lefts: tuple[Tensor, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -52,6 +57,9 @@ class CommonBasis:
         many of them in `blocks`, sum them in `deltas`.
         """
         delta = self._turned(self.deltas[index])
+        if self.lefts:
+            left = self.lefts[index] * self.values[:, None] if weighted else self.lefts[index]
+            return Delta(left, delta.down, 1.0, delta.name, delta.dtype)
         left = self.basis.T @ (delta.scale * double(delta.up))
         left = left if weighted else left / self.values[:, None]
         return Delta(left, delta.down, 1.0, delta.name, delta.dtype)
@@ -94,7 +102,8 @@ def common_basis(
 ) -> CommonBasis:
     """The basis of all deltas, without directions of (numerically) no singular value.
 
-    Two routes give U and S. "stacked": QR of X, SVD of its triangle; exact to rounding. "gram": the eigenvectors of
+    Two routes give U and S. "stacked": QR of X, SVD of its triangle, exact to rounding; of large and well conditioned X
+    eigenvectors of `X^T X`, as exact as `squares` states. "gram": the eigenvectors of
     `X X^T = sum_k D_k D_k^T` (d, d), one delta at a time; several times faster when the ranks add up to more than d,
     but it squares the singular values, so that those below `sqrt(d eps)` of the largest (about 7e-7 at d = 2048) are
     lost. "auto" takes it for more ranks than dimensions, unless the tolerance is finer than squares can tell, as it is
@@ -118,36 +127,61 @@ def common_basis(
     if route == "auto":
         route = "gram" if ranks > size and least > _EPS**0.5 else "stacked"
     if route == "gram":
-        basis, values = _from_gram(turned)
+        basis, values, lefts = *_from_gram(turned), list[Tensor]()
         least = max(least, (size * _EPS) ** 0.5)
     else:
-        basis, values = _from_stack(turned)
+        basis, values, lefts = _from_stack(turned)
     kept = numerical_rank(values, least, max(map(rounding, turned)))
     basis = basis[:, :kept]
-    return CommonBasis(basis * signs(basis.T), values[:kept], axis, found)
+    flips = signs(basis.T)
+    rows = tuple(left[:kept] * flips[:, None] for left in lefts)
+    return CommonBasis(basis * flips, values[:kept], axis, found, rows)
 
 
-def _compressed(delta: Delta) -> Tensor:
+def _triangle(delta: Delta) -> Tensor:
+    return root(double(delta.down).T)
+
+
+def _compressed(delta: Delta, triangle: Tensor) -> Tensor:
     """`X_k = s up T^T` (d, r), with `X_k X_k^T = D_k D_k^T`."""
-    return delta.scale * (double(delta.up) @ root(double(delta.down).T).T)
+    return delta.scale * (double(delta.up) @ triangle.T)
 
 
-def _from_stack(deltas: tuple[Delta, ...]) -> tuple[Tensor, Tensor]:
-    stacked = torch.cat([_compressed(delta) for delta in deltas], dim=1)
+def _from_stack(deltas: tuple[Delta, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    triangles = [_triangle(delta) for delta in deltas]
+    stacked = torch.cat([_compressed(delta, own) for delta, own in zip(deltas, triangles, strict=True)], dim=1)
     if stacked.shape[0] <= stacked.shape[1]:
         # The rows' triangle has the same left singular vectors and is square.
         left, values, _ = torch.linalg.svd(root(stacked.T).T, full_matrices=False)
-        return left, values
+        return left, values, []
+    quick = right_vectors(stacked, shared_precision(deltas))
+    if quick is not None:
+        values, right = quick
+        return stacked @ (right / values), values, _lefts(right, triangles)
     outer, triangle = torch.linalg.qr(stacked)
     left, values, _ = torch.linalg.svd(triangle)
-    return outer @ left, values
+    return outer @ left, values, []
+
+
+def _lefts(right: Tensor, triangles: list[Tensor]) -> list[Tensor]:
+    """The rows of V^T that belong to a delta, in terms of its down: `V_k^T = right_k^T T^-T down`; none where a
+    triangle is too near to a singular one for that. Saves the product of U with every up."""
+    found, start = [], 0
+    for triangle in triangles:
+        size = len(triangle)
+        if triangle.shape[1] != size or not float(torch.linalg.cond(triangle)) < _INVERTIBLE:
+            return []
+        part = right[start : start + size].T
+        found.append(torch.linalg.solve_triangular(triangle.T, part, upper=False, left=False))
+        start += size
+    return found
 
 
 def _from_gram(deltas: tuple[Delta, ...]) -> tuple[Tensor, Tensor]:
     size = deltas[0].shape[0]
     total = torch.zeros(size, size, dtype=torch.float64, device=deltas[0].up.device)
     for delta in deltas:
-        part = _compressed(delta)
+        part = _compressed(delta, _triangle(delta))
         total.addmm_(part, part.T)
-    squares, vectors = torch.linalg.eigh(total)  # ascending
-    return vectors.flip(1), squares.flip(0).clamp_min(0).sqrt()
+    squares, vectors = descending(total)
+    return vectors, squares.clamp_min(0).sqrt()

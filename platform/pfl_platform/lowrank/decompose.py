@@ -11,6 +11,7 @@ from torch import Tensor
 from pfl_platform.errors import UserError, nearest
 from pfl_platform.lowrank.deltas import Delta, double
 from pfl_platform.lowrank.gauge import signs
+from pfl_platform.lowrank.squares import by_squares
 from pfl_platform.rng import torch_rng
 
 Split: TypeAlias = Literal["left", "symmetric"]
@@ -63,23 +64,62 @@ def svd(delta: Delta, tol: float | None = None) -> SVD:
 
     Directions with a singular value of at most `tol` times the largest are dropped (by default as `tolerance` says),
     and so are those that are no more than the rounding errors of the product. Where the inner dimension exceeds a
-    side of the delta, that side is left as it is: the product is then no larger than its factors.
+    side of the delta, that side is left as it is: the product is then no larger than its factors. Large ones whose
+    singular values are all well above rounding go by eigenvectors instead, see `squares`, which states the error.
 
     >>> found = svd(Delta(torch.tensor([[0.0, 3.0], [2.0, 0.0]]), torch.eye(2), scale=-1.0))
     >>> [[round(x) for x in part.flatten().tolist()] for part in (found.u, found.s, found.vt)]
     [[-1, 0, 0, -1], [3, 2], [0, 1, 1, 0]]
     """
+    floor, least = rounding(delta), tolerance(delta.dtype) if tol is None else tol
+    quick = by_squares(delta)
+    if quick is not None and numerical_rank(quick.values, least, floor) == len(quick.values):
+        return _canonical(quick.u, quick.values, quick.vt, delta)
     left, right = double(delta.up), double(delta.down).T
-    floor = rounding(delta)
     left_basis, left = _reduced(left)
     right_basis, right = _reduced(right)
     u, s, vt = torch.linalg.svd(delta.scale * (left @ right.T), full_matrices=False)
-    kept = numerical_rank(s, tolerance(delta.dtype) if tol is None else tol, floor)
+    kept = numerical_rank(s, least, floor)
     u, s, vt = u[:, :kept], s[:kept], vt[:kept]
     u = u if left_basis is None else left_basis @ u
     vt = vt if right_basis is None else vt @ right_basis.T
+    return _canonical(u, s, vt, delta)
+
+
+def _canonical(u: Tensor, s: Tensor, vt: Tensor, delta: Delta) -> SVD:
     flips = signs(vt)
     return SVD(u * flips, s, vt * flips[:, None], delta.dtype, delta.name)
+
+
+class Leading(NamedTuple):
+    """The leading part of an SVD, the energy (sum of squares) outside it, and, where they are known, all singular
+    values above the tolerance."""
+
+    svd: SVD
+    rest: float
+    values: Tensor | None
+
+
+def leading(delta: Delta, count: int, tol: float | None = None) -> Leading:
+    """The `count` leading directions of a delta (or all there are). As exact as `svd`, and faster where they are few
+    of many; the small singular values are then not looked for unless squares hold them (see `squares`).
+
+    >>> found = leading(Delta.from_dense(torch.diag(torch.tensor([4.0, 3.0, 2.0]))), 1)
+    >>> found.svd.s.tolist(), found.rest, found.values.tolist()
+    ([4.0], 13.0, [4.0, 3.0, 2.0])
+    """
+    quick = by_squares(delta, count)
+    least = tolerance(delta.dtype) if tol is None else tol
+    if quick is not None and quick.values[: len(quick.vt)][-1] > max(least * float(quick.values[0]), rounding(delta)):
+        found = _canonical(quick.u, quick.values[: len(quick.vt)], quick.vt, delta)
+        rest = max(0.0, quick.energy - float(found.s.square().sum()))
+        known = numerical_rank(quick.values[: quick.sure], least, rounding(delta))
+        # The first value that is too small ends them; where none is, squares must hold all of them.
+        whole = known < quick.sure or quick.sure == len(quick.values)
+        return Leading(found, rest, quick.values[:known] if whole else None)
+    whole_ = svd(delta, tol)
+    part = SVD(whole_.u[:, :count], whole_.s[:count], whole_.vt[:count], whole_.precision, whole_.name)
+    return Leading(part, float(whole_.s[count:].square().sum()), whole_.s)
 
 
 def _reduced(factor: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -24,66 +24,80 @@ from torch import Tensor
 
 from pfl_platform.federation.merging import Inputs
 from pfl_platform.lowrank.basis import Axis, CommonBasis, common_basis
-from pfl_platform.lowrank.decompose import svd
-from pfl_platform.lowrank.deltas import Delta
+from pfl_platform.lowrank.decompose import leading, svd
+from pfl_platform.lowrank.deltas import Delta, double, shared_precision
+from pfl_platform.lowrank.gauge import signs
 from pfl_plugins.merging.operands import Operand
-from pfl_plugins.merging.outcomes import Isotropic, Leading, Outcome
+from pfl_plugins.merging.outcomes import Isotropic, Leading, Outcome, led
 from pfl_plugins.merging.spaces import Space
 
-_HOLD = 2**29
-"""Bytes of bases that are kept for a second walk."""
+_WIDE = 1e5
+"""Ratio of largest to smallest singular value beyond which a basis is found again, instead of made from coordinates."""
 
 
 class KnotsSpace(Space):
     """Operands are V_k^T, in which all directions count alike, or S V_k^T.
 
     axis "output": deltas are joined along their inputs, and U is a basis of the outputs; "input" the other way round.
-    A rule may walk all modules several times, and looks for a basis twice at most: the small factors of coordinates
-    are kept. So are bases while all of them take little room, and the last one always.
+    A rule may walk all modules several times. The small factors of coordinates and the singular values are kept, in
+    float64; they give `U S = sum_k D_k V_k` back, so that a basis is looked for once. It is found again for target
+    "sv", which needs U itself, and for values so far apart that U S would lose digits.
     """
 
     def __init__(self, target: Literal["v", "sv"] = "v", axis: Axis = "output", tol: float | None = None) -> None:
         self.target, self.axis, self.tol = target, axis, tol
-        self._kept: dict[str, CommonBasis] = {}
         self._last: tuple[str, CommonBasis] | None = None
-        self._lefts: dict[str, tuple[Tensor, ...]] = {}
+        self._found: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
 
     def basis(self, inputs: Inputs, module: str) -> CommonBasis:
-        if self._last is not None and self._last[0] == module:
-            return self._last[1]
-        deltas = inputs.deltas(module)
-        if module in self._kept:
-            found = replace(self._kept[module], deltas=deltas)
-        else:
-            found = common_basis(deltas, self.axis, self.tol)
-            room = min(_HOLD, len(inputs.modules) * sum(_bytes(delta.up, delta.down) for delta in deltas))
-            if _bytes(found.basis, *(basis.basis for basis in self._kept.values())) <= room:
-                self._kept[module] = replace(found, deltas=())
-        self._last = (module, found)
-        return found
+        """That of one module; the last one is kept."""
+        if self._last is None or self._last[0] != module:
+            self._last = None  # its memory goes first
+            self._last = (module, common_basis(inputs.deltas(module), self.axis, self.tol))
+        return self._last[1]
 
     def operands(self, inputs: Inputs, module: str, index: int) -> tuple[Operand, ...]:
         return (Operand(module, "", index, self._coordinates(inputs, module)),)
 
     def _coordinates(self, inputs: Inputs, module: str) -> tuple[Delta, ...]:
-        """`(S^-1 U^T s_k up_k) down_k`; the factor in brackets is kept, in the precision of what came in."""
-        if module not in self._lefts:
+        """`(S^-1 U^T s_k up_k) down_k`; the factor in brackets is kept."""
+        if module not in self._found:
             basis = self.basis(inputs, module)
-            whole = (basis.coordinates(k, weighted=self.target == "sv") for k in range(len(inputs)))
-            self._lefts[module] = tuple(one.up.to(torch.promote_types(one.dtype, torch.float32)) for one in whole)
-        deltas = inputs.deltas(module)
-        turned = deltas if self.axis == "output" else tuple(delta.T for delta in deltas)
+            weighted = self.target == "sv"
+            lefts = tuple(basis.coordinates(k, weighted=weighted).up for k in range(len(inputs)))
+            self._found[module] = lefts, basis.values
+            if not self._again(module):
+                self._last = None
         return tuple(
             Delta(left, delta.down, 1.0, delta.name, delta.dtype)
-            for left, delta in zip(self._lefts[module], turned, strict=True)
+            for left, delta in zip(self._found[module][0], self._turned(inputs, module), strict=True)
         )
 
+    def _turned(self, inputs: Inputs, module: str) -> tuple[Delta, ...]:
+        deltas = inputs.deltas(module)
+        return deltas if self.axis == "output" else tuple(delta.T for delta in deltas)
+
+    def _again(self, module: str) -> bool:
+        """Whether the way back needs the basis itself."""
+        values = self._found[module][1]
+        return self.target == "sv" or not len(values) or float(values[0]) > _WIDE * float(values[-1])
+
     def assembled(self, inputs: Inputs, module: str, outcomes: Sequence[Outcome]) -> Outcome:
-        return Lifted(outcomes[0], self.basis(inputs, module), self.target == "sv")
+        if self._again(module):
+            return Lifted(outcomes[0], self.basis(inputs, module), self.target == "sv")
+        lefts, values = self._found[module]
+        turned = self._turned(inputs, module)
+        parts = zip(turned, lefts, strict=True)
+        columns = tuple(
+            Delta(delta.up, _across(delta, left), delta.scale, delta.name, delta.dtype) for delta, left in parts
+        )
+        return Raised(outcomes[0], columns, values, self.axis)
 
 
-def _bytes(*tensors: Tensor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _across(delta: Delta, left: Tensor) -> Tensor:
+    """What maps coordinates to the inner dimension of `D_k V_k`: `(down down^T) left^T` (r, R)."""
+    down = double(delta.down)
+    return (down @ down.T) @ left.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,3 +119,46 @@ class Lifted(Outcome):
             return {rank: lead._replace(svd=basis.raised(lead.svd)) for rank, lead in found.items()}
         inside = svd(basis.inside(self.inner.whole(), weighted=self.weighted), tol)
         return dict.fromkeys(ranks, Leading(basis.raised(inside), 0.0, inside.rank))
+
+
+@dataclass(frozen=True, eq=False)
+class Raised(Outcome):
+    """An outcome in coordinates V, taken back by `U S = sum_k D_k V_k`. columns: the terms of that sum, as deltas of
+    shape (d, R); values: S; axis: as in `KnotsSpace`."""
+
+    inner: Outcome
+    columns: tuple[Delta, ...]
+    values: Tensor
+    axis: Axis
+
+    def _times(self, right: Tensor | None = None) -> Tensor:
+        """`U S X` for X (R, c); U S itself for None."""
+        total = torch.zeros((), dtype=torch.float64, device=self.values.device)
+        for one in self.columns:
+            total = total + (one.scale * double(one.up)) @ (one.down if right is None else one.down @ right)
+        return total
+
+    def _given(self) -> tuple[Tensor | None, Tensor]:
+        """X as the two factors of a delta, the first None for a matrix that has been written out."""
+        whole = self.inner.whole()
+        return (None, whole.double()) if isinstance(whole, Tensor) else (whole.scale * double(whole.up), whole.down)
+
+    def whole(self) -> Delta:
+        up, down = self._given()
+        return self._turned(Delta(self._times(up), down, precision=shared_precision(self.columns)))
+
+    def _turned(self, delta: Delta) -> Delta:
+        return delta if self.axis == "output" else delta.T
+
+    def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        up, down = self._given()
+        # U is an isometry: S X has the singular values of U S X, and its right singular vectors.
+        inside = torch.diag(self.values) if up is None else self.values[:, None] * up
+        found = leading(Delta(inside, down, precision=shared_precision(self.columns)), max(ranks), tol)
+        turn = double(down) @ (found.svd.vt.T / found.svd.s)
+        u = self._times(turn if up is None else up @ turn)
+        made = replace(found.svd, u=u)
+        if self.axis == "input":
+            flips = signs(u.T)
+            made = replace(made, u=made.vt.T * flips, vt=u.T * flips[:, None])
+        return led(found._replace(svd=made), ranks, self.whole, tol)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pfl_platform.federation.merging import Target
 from pfl_platform.lowrank.blocks import Elementwise, Place, elementwise
-from pfl_platform.lowrank.decompose import SVD, Split, svd, truncate
+from pfl_platform.lowrank.decompose import SVD, Split, leading, svd, truncate
+from pfl_platform.lowrank.decompose import Leading as Part
 from pfl_platform.lowrank.deltas import Delta
 from pfl_plugins.merging.krylov import leading_svd, squared_norm
 from pfl_plugins.merging.operands import BUDGET, Entrywise, Operand
@@ -53,11 +54,12 @@ class Fit:
 
 
 class Leading(NamedTuple):
-    """The leading singular directions of a result, and the energy (squared norm) outside them."""
+    """The leading singular directions of a result, the energy (squared norm) outside them, and the numerical rank of
+    all of it, where that is known or can be found."""
 
     svd: SVD
     rest: float
-    rank: int | None
+    rank: int | Callable[[], int] | None
 
     @property
     def energy(self) -> float:
@@ -112,7 +114,8 @@ def fitted(found: Leading, target: Target, how: Refit) -> Fit:
         norm = how.coef * math.sqrt(found.energy)
         lost = math.sqrt(found.rest + float(found.svd.s[target.rank :].square().sum())) * how.coef
         top = float(whole.s[0]) if whole.rank else 0.0
-        return Measures(lost / norm if norm > 0 else 0.0, norm, top, found.rank)
+        rank = found.rank() if callable(found.rank) else found.rank
+        return Measures(lost / norm if norm > 0 else 0.0, norm, top, rank)
 
     return Fit(delta, measure)
 
@@ -137,8 +140,13 @@ class Factored(Outcome):
         return self.delta
 
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
-        found = svd(self.delta, tol)
-        return dict.fromkeys(ranks, Leading(found, 0.0, found.rank))
+        return led(leading(self.delta, max(ranks), tol), ranks, self.whole, tol)
+
+
+def led(found: Part, ranks: Sequence[int], whole: Callable[[], Delta], tol: float | None) -> dict[int, Leading]:
+    """The same directions for all ranks; the rank of the whole is found when somebody asks, if it is not known."""
+    rank = (lambda: svd(whole(), tol).rank) if found.values is None else len(found.values)
+    return dict.fromkeys(ranks, Leading(found.svd, found.rest, rank))
 
 
 @dataclass(frozen=True, eq=False)
