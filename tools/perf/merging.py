@@ -6,11 +6,11 @@
 
 Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `cpu` is the processor's time:
 on a machine with other work, and with --threads 1, it says what `seconds` would be on one core alone. Threads that wait
-for others do not spin: beside other work that took several times the processor's time of the work itself. `memory` is how
-much the process grew while merging, in units of all adapters together, which lie in memory before; tensors of 4 MiB and
-more go back to the system at once (glibc), so that what has been freed is not counted. At the larger shapes adapters do
-not fit: each is drawn when it is read, and `memory` is that of the whole process. `read` is the size of all statistics
-that were read, in units of the adapters.
+for one another do not spin; beside other work, spinning takes several times the processor's time of the work. `memory`
+is how much the process grew while merging, in units of all adapters together, which lie in memory before; tensors of
+4 MiB and more go back to the system at once (glibc), so that what has been freed is not counted. At the larger shapes
+adapters do not fit: each is drawn when it is read, and `memory` is that of the whole process. `read` is the size of all
+statistics that were read, in units of the adapters.
 """
 
 from __future__ import annotations

@@ -31,14 +31,21 @@ def elect(stack: Tensor, weights: Sequence[float]) -> Tensor:
     >>> elect(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -2.0, -2.0]]), [0.5, 0.5])
     tensor([ 3., -2.,  2.])
     """
-    relative = per_adapter([weight / max(weights) for weight in weights], stack)
-    positive = (stack * relative).sum(dim=0) >= 0
+    weighted = stack
+    if min(weights) < max(weights):
+        weighted = stack * per_adapter([weight / max(weights) for weight in weights], stack)
+    positive = weighted.sum(dim=0) >= 0
     return torch.where(positive, stack.amax(dim=0).clamp_min(0), stack.amin(dim=0).clamp_max(0))
 
 
 def masked(own: Tensor, unified: Tensor) -> Tensor:
     """`M_k T_uni`: the unified vector where a client's own entries have its sign, else 0."""
-    return own.sign().mul_(unified.sign()).clamp_min_(0).mul_(unified)
+    return _agreeing(own, unified).copysign_(unified)
+
+
+def _agreeing(own: Tensor, unified: Tensor) -> Tensor:
+    """`|M_k T_uni|`."""
+    return own.sign().mul_(unified).clamp_min_(0)
 
 
 class _Sizes:
@@ -116,7 +123,8 @@ class _Elected(Sharing):
         if operand.numel > _HOLD:
 
             def entries(block: Tensor, _place: Place) -> Tensor:
-                return rescaler * masked(block[turn], elect(block, self._weights))
+                unified = elect(block, self._weights)
+                return masked(block[turn], unified).mul_(rescaler)
 
             return Entries(operand, entries)
         held = self._held
@@ -127,7 +135,7 @@ class _Elected(Sharing):
         unified = held[operand.name]
 
         def own(block: Tensor, place: Place) -> Tensor:
-            return rescaler * masked(block[0], unified[place])
+            return masked(block[0], unified[place]).mul_(rescaler)
 
         return Entries(operand.only(turn), own)
 
@@ -137,7 +145,7 @@ def _sums(operand: Operand, weights: Sequence[float]) -> _Sizes:
     found = _Sizes(len(operand))
     for _, block in operand.blocks():
         unified = elect(block, weights)
-        kept = masked(block, unified).abs_().flatten(1)
+        kept = _agreeing(block, unified).flatten(1)
         holders = (block == unified).flatten(1).to(block.dtype)
         found.own += block.abs_().flatten(1).sum(dim=1).double().cpu()
         found.kept += kept.sum(dim=1).double().cpu()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pfl_platform.lowrank.decompose import SVD, svd
 from pfl_platform.lowrank.deltas import Delta, weighted_sum
 from pfl_plugins.isoc.config import IsoOptions
 from pfl_plugins.merging.operands import Field, Operand
@@ -24,20 +23,10 @@ from pfl_plugins.merging.outcomes import Isotropic, Outcome
 from pfl_plugins.merging.rules import Bound, Rule, summed
 
 
-def mean_value(values: Tensor, size: int) -> float:
-    """sbar of equation 8, over `size` directions; 0 for a matrix of zeros.
-
-    >>> mean_value(Tensor([3.0, 1.0]), 2)
-    2.0
-    """
-    return float(values.sum() / size) if size else 0.0
-
-
-def isotropic(matrix: SVD, options: IsoOptions) -> Isotropic:
+def isotropic(total: Delta, options: IsoOptions, tol: float | None = None) -> Isotropic:
     """Equations 8 and 9."""
-    smaller = min(matrix.u.shape[0], matrix.vt.shape[1])
-    size = matrix.rank if options.iso_average == "rank" else smaller
-    return Isotropic(matrix, mean_value(matrix.s, size), options.iso_value == "kept")
+    smaller = None if options.iso_average == "rank" else min(total.shape)
+    return Isotropic(total, smaller, options.iso_value == "kept", tol)
 
 
 def iso_c(matrix: Tensor, iso_average: str = "rank") -> Tensor:
@@ -48,7 +37,7 @@ def iso_c(matrix: Tensor, iso_average: str = "rank") -> Tensor:
             [0., 2.]])
     """
     options = IsoOptions.model_validate({"iso_average": iso_average})
-    return isotropic(svd(Delta.from_dense(matrix)), options).whole().dense()
+    return isotropic(Delta.from_dense(matrix), options).whole().dense()
 
 
 class IsoC(Rule):
@@ -65,6 +54,6 @@ class IsoC(Rule):
 
         def outcome(operand: Operand, _: int) -> Outcome:
             total = weighted_sum(operand.deltas, summed(weights, averaged=operand.averaged))
-            return isotropic(svd(total, self.tol), self.options)
+            return isotropic(total, self.options, self.tol)
 
         return outcome

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from pfl_platform.federation.merging import Inputs
 from pfl_platform.lowrank.basis import Axis, CommonBasis, common_basis
-from pfl_platform.lowrank.decompose import leading, svd
+from pfl_platform.lowrank.decompose import SVD, leading, svd
+from pfl_platform.lowrank.decompose import Leading as Part
 from pfl_platform.lowrank.deltas import Delta, double, shared_precision
 from pfl_platform.lowrank.gauge import signs
 from pfl_plugins.merging.operands import Operand
@@ -141,7 +142,11 @@ class Raised(Outcome):
     def _given(self) -> tuple[Tensor | None, Tensor]:
         """X as the two factors of a delta, the first None for a matrix that has been written out."""
         whole = self.inner.whole()
-        return (None, whole.double()) if isinstance(whole, Tensor) else (whole.scale * double(whole.up), whole.down)
+        return (
+            (None, whole.double())
+            if isinstance(whole, Tensor)
+            else (whole.scale * double(whole.up), double(whole.down))
+        )
 
     def whole(self) -> Delta:
         up, down = self._given()
@@ -151,14 +156,30 @@ class Raised(Outcome):
         return delta if self.axis == "output" else delta.T
 
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        if isinstance(self.inner, Isotropic) and self.inner.matrix.rank == len(self.values):
+            return self._of_isometry(self.inner, ranks)
         up, down = self._given()
         # U is an isometry: S X has the singular values of U S X, and its right singular vectors.
         inside = torch.diag(self.values) if up is None else self.values[:, None] * up
         found = leading(Delta(inside, down, precision=shared_precision(self.columns)), max(ranks), tol)
-        turn = double(down) @ (found.svd.vt.T / found.svd.s)
+        turn = down @ (found.svd.vt.T / found.svd.s)
         u = self._times(turn if up is None else up @ turn)
-        made = replace(found.svd, u=u)
-        if self.axis == "input":
-            flips = signs(u.T)
-            made = replace(made, u=made.vt.T * flips, vt=u.T * flips[:, None])
-        return led(found._replace(svd=made), ranks, self.whole, tol)
+        return led(found._replace(svd=self._turned_svd(replace(found.svd, u=u))), ranks, self.whole, tol)
+
+    def _of_isometry(self, inner: Isotropic, ranks: Sequence[int]) -> dict[int, Leading]:
+        """X with orthonormal rows, all of one length t: `U (t S) (X / t)` is the SVD as it stands."""
+        matrix, count = inner.matrix, max(ranks)
+        values = inner.value(matrix.s) * self.values
+        unit = torch.eye(len(values), count, dtype=torch.float64, device=values.device) / self.values[:count]
+        rows = matrix.u[:count] @ matrix.vt
+        flips = signs(rows)
+        made = replace(matrix, u=self._times(unit) * flips, s=values[:count], vt=rows * flips[:, None])
+        found = Part(self._turned_svd(made), float(values[count:].square().sum()), values)
+        return led(found, ranks, self.whole, inner.tol)
+
+    def _turned_svd(self, found: SVD) -> SVD:
+        """That of the transpose, for axis "input"."""
+        if self.axis == "output":
+            return found
+        flips = signs(found.u.T)
+        return replace(found, u=found.vt.T * flips, vt=found.u.T * flips[:, None])

@@ -82,8 +82,19 @@ class Operand:
 
     def blocks(self) -> Iterator[tuple[Place, Tensor]]:
         """Blocks (K, rows, columns), all written into the same memory; to be used or changed before the next one."""
-        for place, block in walk(self.deltas, along=self.along, budget=BUDGET, dtype=self.dtype):
+        for place, block in self._walk():
             yield place, block if self.change is None else self.change(block, place)
+
+    def _walk(self) -> Iterator[tuple[Place, Tensor]]:
+        if self.matrices is None:
+            yield from walk(self.deltas, along=self.along, budget=BUDGET, dtype=self.dtype)
+            return
+        length, across = self.shape if self.along == "rows" else self.shape[::-1]
+        step = max(1, BUDGET // (len(self) * across * self.dtype.itemsize))
+        for start in range(0, length, step):
+            part, whole = slice(start, min(start + step, length)), slice(0, across)
+            place = (part, whole) if self.along == "rows" else (whole, part)
+            yield place, torch.stack([matrix[place].to(self.dtype) for matrix in self.matrices])
 
     def dense(self, function: Entrywise) -> Tensor:
         """The result of a rule, written out; in the dtype that came in."""

@@ -183,14 +183,14 @@ class Dense(Outcome):
         return self.matrix.to(self.precision)
 
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
-        matrix = self.matrix
+        matrix = self.matrix.double()  # once: it is read a dozen times
         quick = leading_svd(matrix, max(ranks), self.precision, self.near)
         if quick is not None:
             rest = squared_norm(matrix) - float(quick.s.square().sum())
             return dict.fromkeys(ranks, Leading(quick, max(rest, 0.0), None))
         # Two walks over what is there: the deltas give no more than a shape and a precision.
         shape = Delta(matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), precision=self.precision)
-        return _in_blocks((shape,), lambda _, place: matrix[place], ranks, tol, matrix.dtype)
+        return _in_blocks((shape,), lambda _, place: matrix[place], ranks, tol, torch.float64)
 
 
 def _in_blocks(
@@ -209,27 +209,39 @@ class Isotropic(Outcome):
     """One value on all singular directions of a matrix; see `pfl_plugins.isoc`.
 
     A flat spectrum cannot be truncated: any choice among equal singular values is as good as another and depends on
-    rounding. So the leading directions are those of the matrix before it was made flat. `of_kept` takes as value the
-    mean over the directions that are kept, else it is `value`.
+    rounding. So the leading directions are those of the matrix, `total`, before it was made flat. The value is the mean
+    of all singular values; over `smaller` of them, where it is given, or (`of_kept`) over those that are kept.
     """
 
-    matrix: SVD
-    value: float
+    total: Delta
+    smaller: int | None = None
     of_kept: bool = False
+    tol: float | None = None
+
+    @cached_property
+    def matrix(self) -> SVD:
+        """All directions."""
+        return svd(self.total, self.tol)
+
+    def value(self, values: Tensor) -> float:
+        """What takes the place of all these singular values; 0 for a matrix of zeros."""
+        size = len(values) if self.smaller is None else self.smaller
+        return float(values.sum() / size) if size else 0.0
 
     def whole(self) -> Delta:
-        return self.matrix.delta(torch.full_like(self.matrix.s, self.value))
+        matrix = self.matrix
+        return matrix.delta(torch.full_like(matrix.s, self.value(matrix.s)))
 
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
+        part = leading(self.total, max(ranks), self.tol)
+        # All values are needed. Where squares do not hold the small ones, they are looked for.
+        values = self.matrix.s if part.values is None else part.values
         found = {}
         for rank in ranks:
-            kept = self.matrix.s[:rank]
-            value = float(kept.mean()) if self.of_kept and len(kept) else self.value
-            flat = replace(
-                self.matrix, u=self.matrix.u[:, :rank], s=torch.full_like(kept, value), vt=self.matrix.vt[:rank]
-            )
-            rest = value**2 * (self.matrix.rank - len(kept))
-            found[rank] = Leading(flat, rest, self.matrix.rank)
+            kept = part.svd.s[:rank]
+            value = float(kept.mean()) if self.of_kept and len(kept) else self.value(values)
+            flat = replace(part.svd, u=part.svd.u[:, :rank], s=torch.full_like(kept, value), vt=part.svd.vt[:rank])
+            found[rank] = Leading(flat, value**2 * (len(values) - len(kept)), len(values))
         return found
 
 

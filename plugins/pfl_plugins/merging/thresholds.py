@@ -128,7 +128,7 @@ class _Search:
         whole = self.count == inside.numel() and self.count <= _COLLECT * 4
         if whole and self.beyond < self.keep <= self.beyond + self.count:
             rank = self.keep - self.beyond
-            self.found = float(inside.kthvalue(self.count - rank + 1).values)
+            self.found = float(np.partition(inside.numpy(), self.count - rank)[self.count - rank])
             self.equal = int((inside == self.found).sum())
             self.wanted = rank - int((inside > self.found).sum())
         elif self.keep <= self.beyond:
