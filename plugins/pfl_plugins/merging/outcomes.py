@@ -163,7 +163,7 @@ class Entries(Outcome):
         operand, function = self.operand, self.function
         if operand.numel * operand.dtype.itemsize <= _HOLD:
             near = operand.deltas[0].down if len(operand.deltas) == 1 else None
-            return Dense(self.whole(), operand.precision, near).leading(ranks, tol)
+            return Dense(operand.dense(function, torch.float64), operand.precision, near).leading(ranks, tol)
 
         def changed(block: Tensor, place: Place) -> Tensor:
             return function(block if operand.change is None else operand.change(block, place), place)
