@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from merging_support import adapters, best, close, inputs, merger, reference_iso, stacks, truncated, whole
 from pfl_platform.federation.merging import Target
+from pfl_platform.lowrank import basis, decompose, squares
 from pfl_platform.lowrank.deltas import Delta
 from pfl_platform.rng import torch_rng
 
@@ -74,3 +77,27 @@ def test_a_missing_direction_is_filled_so_that_it_can_learn() -> None:
     assert isinstance(delta, Delta)
     assert not delta.up[:, 1:].any()
     assert torch.linalg.matrix_rank(delta.down) == 3
+
+
+@pytest.mark.parametrize("method", ["flexlora", "iso-c", "knots-ties", "knots-iso-c"])
+def test_merges_by_squares_are_those_by_svd(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    given_ = inputs(adapters(ranks=(1, 1, 2)))
+    exact = [one.deltas[0] for one in truncated(merger(method), given_, Target(2, 3.0)).values()]
+    dense = whole(merger(method), given_)[0].values()
+    taken: list[bool] = []
+    for where, name in ((decompose, "by_squares"), (basis, "right_vectors")):
+        inner = getattr(squares, name)
+
+        def watched(*args: object, inner: Callable[..., object] = inner) -> object:
+            found = inner(*args)
+            taken.append(found is not None)
+            return found
+
+        monkeypatch.setattr(where, name, watched)
+    monkeypatch.setattr(squares, "SMALL", 2)
+    quick = [one.deltas[0] for one in truncated(merger(method), given_, Target(2, 3.0)).values()]
+    assert any(taken)
+    for one, other in zip(exact, quick, strict=True):
+        assert close(one.dense(), other.dense(), 1e-9)  # type: ignore[union-attr]
+    for one, other in zip(dense, whole(merger(method), given_)[0].values(), strict=True):
+        assert close(one, other, 1e-9)

@@ -52,7 +52,7 @@ def by_squares(delta: Delta, count: int | None = None) -> Found | None:
     (4.0, torch.Size([1, 300]), 300)
     """
     (d_out, d_in), inner = delta.shape, delta.rank
-    if min(d_out, d_in, inner) < SMALL:
+    if min(d_out, d_in, inner) < SMALL or not delta.scale:
         return None
     if d_in < d_out and d_in <= inner:
         turned = by_squares(delta.T, count)
