@@ -2,6 +2,7 @@
 
     python tools/perf/merging.py                       # Llama-3.2-1B: q and v of 16 layers, rank 8, ten clients
     python tools/perf/merging.py --shapes 3b           # Llama-3.2-3B: seven maps of 28 layers, rank 128
+    python tools/perf/merging.py --shapes 3b --layers 1 --decay 1e-4   # adapters with singular values far apart
     python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
 
 Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `cpu` is the processor's time:
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--layers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--decay", type=float, default=1.0, help="an adapter's last rank-one term beside its first")
     parser.add_argument("--only", help="rules, comma-separated: ties/knots,iso-c/delta")
     parser.add_argument("--peft", action="store_true", help="beside peft's own merging; neither measures its results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -145,8 +148,10 @@ class Clock:
 class Adapters:
     """Random adapters: all in memory, or each module drawn when it is read, on the clock."""
 
-    def __init__(self, modules: Shapes, rank: int, clients: int, clock: Clock, *, held: bool) -> None:
-        self.modules, self.rank, self.clock = modules, rank, clock
+    def __init__(
+        self, modules: Shapes, rank: int, clients: int, clock: Clock, *, held: bool, decay: float = 1.0
+    ) -> None:
+        self.modules, self.rank, self.clock, self.decay = modules, rank, clock, decay
         self.held = {(k, module): self._drawn(k, module) for module in modules for k in range(clients)} if held else {}
 
     def __call__(self, k: int, module: str) -> Delta:
@@ -163,6 +168,8 @@ class Adapters:
 
         (d_out, d_in), generator = self.modules[module], torch_rng(0, "perf", module, k)
         up = torch.randn(d_out, self.rank, generator=generator) / 100
+        if self.decay != 1.0:
+            up *= torch.logspace(0, math.log10(self.decay), self.rank)
         return Delta(up, torch.randn(self.rank, d_in, generator=generator) / 50, 2.0, f"client {k}")
 
 
@@ -208,7 +215,7 @@ def merge(options: argparse.Namespace, name: str, space: str) -> dict[str, float
     modules, rank = maps(options)
     held = options.shapes == "1b"
     drawing, merging = Clock(), Clock()
-    adapters = Adapters(modules, rank, options.clients, drawing, held=held)
+    adapters = Adapters(modules, rank, options.clients, drawing, held=held, decay=options.decay)
     merger = PluginManager().make("aggregator", name, {"space": space}).merger
     inputs = Inputs(
         names=tuple(f"client {k}" for k in range(options.clients)),

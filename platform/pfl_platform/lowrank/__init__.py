@@ -2,6 +2,7 @@
 
 - `deltas`: the `Delta`, sums, inner products, norms.
 - `decompose`: the thin SVD, truncation to an adapter's rank and scale.
+- `squares`: both by eigenvectors of Gram matrices, for large deltas whose singular values these can hold.
 - `basis`: one basis for the output (or input) space of many deltas, and each delta's coordinates in it.
 - `gauge`: signs and rotations of factors that leave the delta as it is.
 - `similarity`: how alike two adapters are.

@@ -59,20 +59,21 @@ class Truncation(NamedTuple):
     error: float
 
 
-def svd(delta: Delta, tol: float | None = None) -> SVD:
+def svd(delta: Delta, tol: float | None = None, *, exact: bool = False) -> SVD:
     """The thin SVD without the dense delta: QR of up and of down^T, SVD of the small core between them.
 
     Directions with a singular value of at most `tol` times the largest are dropped (by default as `tolerance` says),
     and so are those that are no more than the rounding errors of the product. Where the inner dimension exceeds a
     side of the delta, that side is left as it is: the product is then no larger than its factors. Large ones whose
-    singular values are all well above rounding go by eigenvectors instead, see `squares`, which states the error.
+    singular values are all well above rounding go by eigenvectors instead, see `squares`, which states the error; not
+    where `exact` is set, for who knows that they are not.
 
     >>> found = svd(Delta(torch.tensor([[0.0, 3.0], [2.0, 0.0]]), torch.eye(2), scale=-1.0))
     >>> [[round(x) for x in part.flatten().tolist()] for part in (found.u, found.s, found.vt)]
     [[-1, 0, 0, -1], [3, 2], [0, 1, 1, 0]]
     """
     floor, least = rounding(delta), tolerance(delta.dtype) if tol is None else tol
-    quick = by_squares(delta)
+    quick = None if exact else by_squares(delta)
     if quick is not None and numerical_rank(quick.values, least, floor) == len(quick.values):
         return _canonical(quick.u, quick.values, quick.vt, delta)
     left, right = double(delta.up), double(delta.down).T
@@ -117,9 +118,9 @@ def leading(delta: Delta, count: int, tol: float | None = None) -> Leading:
         # The first value that is too small ends them; where none is, squares must hold all of them.
         whole = known < quick.sure or quick.sure == len(quick.values)
         return Leading(found, rest, quick.values[:known] if whole else None)
-    whole_ = svd(delta, tol)
-    part = SVD(whole_.u[:, :count], whole_.s[:count], whole_.vt[:count], whole_.precision, whole_.name)
-    return Leading(part, float(whole_.s[count:].square().sum()), whole_.s)
+    every = svd(delta, tol, exact=True)
+    part = SVD(every.u[:, :count], every.s[:count], every.vt[:count], every.precision, every.name)
+    return Leading(part, float(every.s[count:].square().sum()), every.s)
 
 
 def _reduced(factor: Tensor) -> tuple[Tensor | None, Tensor]:

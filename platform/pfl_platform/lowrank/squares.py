@@ -69,8 +69,11 @@ def by_squares(delta: Delta, count: int | None = None) -> Found | None:
         if int(broken):
             return None
         total = lower.T @ (up.T @ up) @ lower
+    least = noise / allowed(delta.dtype)
+    if count is None and not _all_above(total, least):
+        return None
     squares, vectors = descending(total)
-    sure = int((squares * allowed(delta.dtype) >= noise).sum()) if noise > 0 else 0
+    sure = int((squares >= least).sum()) if noise > 0 else 0
     wanted = len(squares) if count is None else min(count, len(squares))
     if sure < wanted:
         return None
@@ -86,14 +89,18 @@ def right_vectors(tall: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]
     if min(tall.shape) < SMALL:
         return None
     total = tall.T @ tall
-    # A Cholesky factor exists if no eigenvalue is below what is taken off; it costs a fifteenth of the eigenvectors.
-    least = 64 * _EPS * _square(tall) / allowed(precision)
-    lowered = total.clone()
-    lowered.diagonal().sub_(least)
-    if not least > 0 or int(torch.linalg.cholesky_ex(lowered).info):
+    if not _all_above(total, 64 * _EPS * _square(tall) / allowed(precision)):
         return None
     squares, vectors = descending(total)
     return squares.clamp_min(0).sqrt(), vectors
+
+
+def _all_above(symmetric: Tensor, least: float) -> bool:
+    """Whether all eigenvalues exceed a positive number: a Cholesky factor exists of what is left when it is taken off.
+    It costs a fifteenth of the eigenvectors."""
+    lowered = symmetric.clone()
+    lowered.diagonal().sub_(least)
+    return least > 0 and not int(torch.linalg.cholesky_ex(lowered).info)
 
 
 def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:

@@ -145,7 +145,7 @@ class Factored(Outcome):
 
 def led(found: Part, ranks: Sequence[int], whole: Callable[[], Delta], tol: float | None) -> dict[int, Leading]:
     """The same directions for all ranks; the rank of the whole is found when somebody asks, if it is not known."""
-    rank = (lambda: svd(whole(), tol).rank) if found.values is None else len(found.values)
+    rank = (lambda: svd(whole(), tol, exact=True).rank) if found.values is None else len(found.values)
     return dict.fromkeys(ranks, Leading(found.svd, found.rest, rank))
 
 
@@ -235,7 +235,7 @@ class Isotropic(Outcome):
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
         part = leading(self.total, max(ranks), self.tol)
         # All values are needed. Where squares do not hold the small ones, they are looked for.
-        values = self.matrix.s if part.values is None else part.values
+        values = svd(self.total, self.tol, exact=True).s if part.values is None else part.values
         found = {}
         for rank in ranks:
             kept = part.svd.s[:rank]
