@@ -105,6 +105,7 @@ class _Elected(Sharing):
     def __init__(self, weights: Sequence[float], sizes: Mapping[str, _Sizes]) -> None:
         self._weights, self._sizes = weights, sizes
         self._held: dict[str, Tensor] = {}
+        self._memory = torch.empty(0, dtype=torch.float64)
 
     @property
     def shares(self) -> tuple[tuple[float, ...], ...]:
@@ -137,7 +138,9 @@ class _Elected(Sharing):
         def own(block: Tensor, place: Place) -> Tensor:
             return masked(block[0], unified[place]).mul_(rescaler)
 
-        return Entries(operand.only(turn), own)
+        if self._memory.numel() < operand.numel:
+            self._memory = self._memory.new_empty(operand.numel, device=unified.device)
+        return Entries(operand.only(turn), own, self._memory)
 
 
 def _sums(operand: Operand, weights: Sequence[float]) -> _Sizes:

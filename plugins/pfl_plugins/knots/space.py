@@ -65,8 +65,10 @@ class KnotsSpace(Space):
         if module not in self._found:
             basis = self.basis(inputs, module)
             weighted = self.target == "sv"
-            lefts = tuple(basis.coordinates(k, weighted=weighted).up for k in range(len(inputs)))
-            self._found[module] = lefts, basis.values
+            parts = [basis.coordinates(k, weighted=weighted).up.T for k in range(len(inputs))]
+            # In one piece: small ones that stay, among others that go, would leave memory in pieces.
+            kept = torch.cat(parts).split([len(part) for part in parts])
+            self._found[module] = tuple(part.T for part in kept), basis.values
             if not self._again(module):
                 self._last = None
         return tuple(

@@ -96,9 +96,10 @@ class Operand:
             place = (part, whole) if self.along == "rows" else (whole, part)
             yield place, torch.stack([matrix[place].to(self.dtype) for matrix in self.matrices])
 
-    def dense(self, function: Entrywise, dtype: torch.dtype | None = None) -> Tensor:
-        """The result of a rule, written out; in the dtype that came in, unless another is asked for."""
-        out = torch.empty(self.shape, dtype=dtype or self.precision, device=self.deltas[0].up.device)
+    def dense(self, function: Entrywise, out: Tensor | None = None) -> Tensor:
+        """The result of a rule, written out; in the dtype that came in, or into `out`."""
+        if out is None:
+            out = torch.empty(self.shape, dtype=self.precision, device=self.deltas[0].up.device)
         for place, block in self.blocks():
             out[place] = function(block, place)
         return out

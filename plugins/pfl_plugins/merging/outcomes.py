@@ -151,10 +151,12 @@ def led(found: Part, ranks: Sequence[int], whole: Callable[[], Delta], tol: floa
 
 @dataclass(frozen=True, eq=False)
 class Entries(Outcome):
-    """A function of the entries of the operand's dense matrices."""
+    """A function of the entries of the operand's dense matrices. memory: float64, at least as many as the result has,
+    that may be used while it is truncated; new memory of that size costs as much as writing it."""
 
     operand: Operand
     function: Entrywise
+    memory: Tensor | None = None
 
     def whole(self) -> Tensor:
         return self.operand.dense(self.function)
@@ -163,7 +165,11 @@ class Entries(Outcome):
         operand, function = self.operand, self.function
         if operand.numel * operand.dtype.itemsize <= _HOLD:
             near = operand.deltas[0].down if len(operand.deltas) == 1 else None
-            return Dense(operand.dense(function, torch.float64), operand.precision, near).leading(ranks, tol)
+            memory = self.memory
+            if memory is None:
+                memory = torch.empty(operand.numel, dtype=torch.float64, device=operand.deltas[0].up.device)
+            written = operand.dense(function, memory[: operand.numel].view(operand.shape))
+            return Dense(written, operand.precision, near).leading(ranks, tol)
 
         def changed(block: Tensor, place: Place) -> Tensor:
             return function(block if operand.change is None else operand.change(block, place), place)
