@@ -67,7 +67,7 @@ class KnotsSpace(Space):
             weighted = self.target == "sv"
             parts = [basis.coordinates(k, weighted=weighted).up.T for k in range(len(inputs))]
             # In one piece: small ones that stay, among others that go, would leave memory in pieces.
-            kept = torch.cat(parts).split([len(part) for part in parts])
+            kept = torch.split(torch.cat(parts), [len(part) for part in parts])
             self._found[module] = tuple(part.T for part in kept), basis.values
             if not self._again(module):
                 self._last = None
