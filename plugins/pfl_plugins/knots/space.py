@@ -49,6 +49,7 @@ class KnotsSpace(Space):
         self.target, self.axis, self.tol = target, axis, tol
         self._last: tuple[str, CommonBasis] | None = None
         self._found: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+        self._done: str | None = None
 
     def basis(self, inputs: Inputs, module: str) -> CommonBasis:
         """That of one module; the last one is kept."""
@@ -86,6 +87,9 @@ class KnotsSpace(Space):
         return self.target == "sv" or not len(values) or float(values[0]) > _WIDE * float(values[-1])
 
     def assembled(self, inputs: Inputs, module: str, outcomes: Sequence[Outcome]) -> Outcome:
+        if self._done not in (None, module):  # a merge goes from map to map and does not come back
+            self._found.pop(str(self._done), None)
+        self._done = module
         if self._again(module):
             return Lifted(outcomes[0], self.basis(inputs, module), self.target == "sv")
         lefts, values = self._found[module]
