@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from pfl_platform.budgets import find, table
 from pfl_platform.cli import budgets, main
@@ -179,19 +180,20 @@ class TestProbe:
         assert {stops - 1, min(stops, 19)} <= set(probe._rest)
 
     def test_seconds_by_kind_of_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = iter([0.0, 1.0, 1.0, 2.0, 5.0, 5.0, 6.0, 6.0])
+        now = iter([0.0, 1.0, 2.0, 5.0, 5.5])
         monkeypatch.setattr(probes.time, "perf_counter", lambda: next(now))
         clock = Clock()  # at 0
         step, look = ("step", "local", "step"), ("statistic", "sketch")
-        clock._per_unit.update({step: 2.0, look: 3.0})
-        clock.known(step)  # at 1
-        clock.book(step, 10)  # at 1
-        clock.known(look)  # at 2
-        clock.book(look, 1)  # at 5: the dry run before it is in nobody's time
-        clock.known(step)  # at 5
-        clock.book(step, 20)  # at 6
+        clock._per_unit[step] = 2.0
+        assert clock.known(step)  # at 1: what follows is the step's, the way there and back before it is booked, too
+        clock.book(step, 10)
+        assert not clock.known(look)  # at 2
+        clock.measure(look, lambda: 2.0, lambda: torch.ones(1, 1) @ torch.ones(1, 3))  # to 5; 6 FLOPs
+        clock.book(look, 1)
+        clock.known(step)  # at 5.5
+        clock.book(step, 20)
         clock.end(8.0)
-        assert clock.seconds == {step: [1.0, 2.0], look: [0.0]}
+        assert clock.seconds == {step: [1.0, 2.5], look: [0.5]}
         assert clock.flops == {step: 60.0, look: 3.0}
 
 

@@ -70,12 +70,47 @@ def test_questions_with_weights_of_their_own() -> None:
     assert found == by_one
 
 
-def test_the_form_of_an_answer_is_kept() -> None:
-    sentence = replace(asked(0), turns=(Turn("?", "it is dark green, not green"),), references=("dark green",))
-    assert by_option(sentence)[0] == "it is red, not green"
-    assert by_option(Sample("l", (Turn("A. deer B. frog", " B"),), options=("deer", "frog"))) == (" A", " B")
-    with pytest.raises(UserError, match=r"'q9' cannot be scored by likelihood: its answer 'pink' names none"):
-        by_option(asked(9, "pink"))
+FORMS = {
+    "frog": ("deer", "frog"),
+    "Frog.": ("Deer.", "Frog."),
+    "It is a frog.": ("It is a deer.", "It is a frog."),
+    " B": (" A", " B"),
+    "(b)": ("(a)", "(b)"),
+    "B. frog": ("A. deer", "B. frog"),
+    "the answer is (B) frog": ("the answer is (A) deer", "the answer is (B) frog"),
+}
+
+
+@pytest.mark.parametrize("answer", FORMS)
+def test_the_form_of_an_answer_is_kept(answer: str) -> None:
+    assert by_option(Sample("l", (Turn("A. deer B. frog", answer),), options=("deer", "frog"))) == FORMS[answer]
+
+
+@pytest.mark.parametrize("answer", ["pink", "", "frog: a frog says so", "frog, that is B.", "deer or frog", "frogs"])
+def test_an_answer_that_would_tell_which_is_right_is_refused(answer: str) -> None:
+    """Whatever option stands in the place of the right one, the rest of these answers names it, or nothing does."""
+    with pytest.raises(UserError, match=r"'q9' cannot be scored by likelihood"):
+        by_option(Sample("q9", (Turn("A. deer B. frog", answer),), options=("deer", "frog"), references=("frog",)))
+
+
+def test_words_and_not_parts_of_words() -> None:
+    sample = Sample("n", (Turn("?", "no, I do not know"),), options=("yes", "no"), references=("no",))
+    assert by_option(sample) == ("yes, I do not know", "no, I do not know")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_no_pass_has_more_rows_than_are_asked_for(rows: int) -> None:
+    host, seen = host_of("tiny-llama-s"), []
+    hook = host.backbone.model.register_forward_pre_hook(
+        lambda _m, _a, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    samples = [asked(0), asked(1, "no", ("yes", "no"))]
+    mix: Mix = {"one": torch.tensor([0.5, 2.0])}
+    found = likeliest(host, samples, (mix,), rows=rows)
+    hook.remove()
+    assert sum(seen) == 6
+    assert max(seen) == min(rows, 6)
+    assert found == likeliest(host, samples, (mix,))
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 64])

@@ -89,15 +89,22 @@ def test_a_compiled_run_is_the_run(method: str, compiler: str, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [
-        ({"name": "deepspeed", "zero": 3}, "spread over ranks"),
-        ({"batch_clients": 4}, "side by side are not compiled"),
-        ({"device": "cpu"}, r"needs a C\+\+ compiler"),
-    ],
+    [({"name": "deepspeed", "zero": 3}, "spread over ranks"), ({"batch_clients": 4}, "side by side are not compiled")],
 )
-def test_refusals(options: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
+def test_what_is_compiled_nowhere(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         compiling.check(EngineOptions(compile="inductor", **options))  # type: ignore[arg-type]
-    compiling.check(EngineOptions(compile="off", name="deepspeed", zero=3))
+    compiling.check(EngineOptions(compile="off", **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("cpu", r"needs a C\+\+ compiler"), ("cuda", r"needs (the package triton|a C )")]
+)
+def test_a_machine_without_a_compiler(device: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=said):
+        compiling.check_here(EngineOptions(compile="inductor", device=device))
+    compiling.check_here(EngineOptions(compile="aot_eager", device=device))
+    compiling.check(EngineOptions(compile="inductor", device=device))  # a plan is for whatever machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Tensors
 from pfl_platform.backbones import IGNORE, Answers
-from pfl_platform.data import Sample
+from pfl_platform.data import Sample, Turn
 from pfl_platform.engines.inprocess import InProcessEngine
 from pfl_platform.engines.worker import Worker
 from pfl_platform.errors import UserError
@@ -82,7 +83,7 @@ def test_a_pass_costs_what_its_mix_and_its_gradient_say() -> None:
 def test_dry_rows_are_not_booked() -> None:
     host, meter = toy_host(), FlopMeter()
     with meter.watching(host):
-        meter.measure(("step",), 7, lambda: host.backbone.model(**INPUTS))
+        meter.measure(("step",), lambda: 7, lambda: host.backbone.model(**INPUTS))
     assert (meter.formula, meter.passes) == (0, {})
 
 
@@ -207,3 +208,29 @@ def test_what_another_run_computed_is_booked_as_it_was() -> None:
     again = InProcessEngine(worker, [costs]).run([task])  # from the store's cache: the cost comes with it
     assert again == outcomes
     assert task.digest() != Task("alignment of b", "prepare", 0, "no backbone", state=address).digest()
+
+
+class Everywhere(Peek):
+    """Looks at the logits of all positions."""
+
+    def add(self, acc: Any, view: View) -> Any:
+        return view.forward({}, whole=True).logits.sum()
+
+
+def test_passes_with_all_logits_are_booked_as_such(made: Callable[..., tuple[Setup, MemoryStore]]) -> None:
+    """The dry row has another share of answers than the batch; the counted figure follows the formula all the same."""
+    setup, store = made("sft")
+    worker = setup.worker(store)
+    peek = Everywhere((SMALL,))
+    batch = [
+        replace(sample, turns=(Turn("Say it. " * 6 * number, "round"),))
+        for number, sample in enumerate(samples("peek", 3))
+    ]
+    peek.data = Epochs(batch, 3, 0, "peek")
+    cost = worker.execute(Task("a", "round", 0, SMALL, statistics=(peek,))).cost
+    host = worker.host(SMALL)
+    encoded = host.backbone.codec.encode(batch)
+    assert cost.flops_formula == forward_flops(host.linear_values, encoded.tokens)
+    first = host.backbone.codec.encode(batch[:1])
+    assert len(first.answers) / first.tokens > 2 * len(encoded.answers) / encoded.tokens
+    assert cost.flops / cost.flops_formula == pytest.approx(1.0, abs=0.1)  # attention beside

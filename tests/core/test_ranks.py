@@ -186,6 +186,12 @@ RUN = ("run", "--plugin", "fedit", "--benchmark", "drake-synth", "--engine", "de
         (("--ranks", "3", "--shards", "2"), "3 ranks cannot be divided into groups of 2 shards."),
         (("--ranks", "2", "--zero", "5"), "zero"),
         (("--ranks", "2", "--zero", "3"), "say over how many with --shards."),
+        (("--ranks", "1", "--zero", "2", "--set", "engine.offload=cpu"), "at ZeRO stage 3 alone; add --zero 3."),
+        (("--ranks", "1", "--zero", "3", "--set", "engine.offload_folder=/tmp"), "is for engine.offload=disk"),
+        (
+            ("--ranks", "1", "--zero", "3", "--set", "engine.offload=disk", "--set", "engine.offload_folder=/nowhere"),
+            "is '/nowhere', which is no folder that can be written to.",
+        ),
         ((), "Say how many ranks are to be started"),
         (("--ranks", "2", "--hostfile", "no-such-file"), "The hostfile no-such-file cannot be read"),
     ],

@@ -147,12 +147,14 @@ class Host:
         """Whether the head can be given some positions alone: it is one linear map, which nobody adapts."""
         return not self.backbone.task_head and isinstance(self.backbone.module(self.backbone.head), nn.Linear)
 
-    def work(self, encoded: Encoded) -> float:
+    def work(self, encoded: Encoded, *, whole: bool = False) -> float:
         """What a pass over a batch takes, in tokens that go through blocks and head; through the blocks alone where the
-        head is given the answers only, each of which then counts with what the head is to the blocks."""
+        head is given the answers only, each of which then counts with what the head is to the blocks (as every token
+        does where the logits of all are asked for: `whole`)."""
         if not self.picks:
             return encoded.tokens
-        return encoded.tokens + len(encoded.answers) * self.head_values / (self.linear_values - self.head_values)
+        headed = encoded.tokens if whole else len(encoded.answers)
+        return encoded.tokens + headed * self.head_values / (self.linear_values - self.head_values)
 
     @cached_property
     def shelf(self) -> Shelf:

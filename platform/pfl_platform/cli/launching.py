@@ -12,7 +12,7 @@ import typer
 from pfl_platform.config import EngineOptions, RunConfig
 from pfl_platform.engines import compiling
 from pfl_platform.engines.ranks import launcher
-from pfl_platform.engines.ranks.place import check_stage, here
+from pfl_platform.engines.ranks.place import check_folder, check_stage, here
 from pfl_platform.errors import RunStopped, UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class Ask:
 def carry_out(configs: Sequence[RunConfig], ask: Ask, folder: Path, work: Callable[[Carrier | None], None]) -> None:
     """Does `work` in this process, or in the ranks of a launch. folder: where the run is or will be."""
     engines = {config.engine for config in configs}
+    if here() is None:
+        for engine in engines:
+            compiling.check_here(engine)
+            check_folder(engine.offload, engine.offload_folder)
     names = {engine.name for engine in engines}
     if names == {"inprocess"}:
         _refuse_launch(ask)

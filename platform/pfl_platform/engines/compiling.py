@@ -24,13 +24,17 @@ own limit of 8 for all blocks together is reached by two methods."""
 
 
 def check(engine: EngineOptions) -> None:
-    """Raises `UserError` for what cannot be compiled here."""
+    """Raises `UserError` for what is compiled nowhere."""
     if engine.compile == "off":
         return
     if engine.zero == 3:
         raise UserError("Blocks that are spread over ranks (engine.zero=3) are not compiled; leave out engine.compile.")
     if engine.batch_clients not in ("off", 1):
         raise UserError("Clients that train side by side are not compiled; set engine.batch_clients=off.")
+
+
+def check_here(engine: EngineOptions) -> None:
+    """Raises `UserError` where this machine has nothing that makes code."""
     if engine.compile == "inductor" and (missing := _missing(engine)):
         raise UserError(f"engine.compile=inductor needs {missing}, which is not here; leave it out, or install it.")
 
@@ -40,8 +44,11 @@ def _missing(engine: EngineOptions) -> str:
     import torch
 
     on_gpu = engine.device.startswith("cuda") or (engine.device == "auto" and torch.cuda.is_available())
-    if on_gpu:
-        return "" if find_spec("triton") else "the package triton"
+    if on_gpu and not find_spec("triton"):
+        return "the package triton"
+    if on_gpu:  # triton has small programs made, too
+        names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+        return "" if any(name and shutil.which(name) for name in names) else "a C compiler (gcc, or what CC names)"
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     return "" if any(name and shutil.which(name) for name in names) else "a C++ compiler (g++, or what CXX names)"
 

@@ -166,7 +166,8 @@ class Judge:
         """Scores cells. Items of all cells are generated together, ordered by length, so that padding stays small.
         `state` is the client's, for recipes that make their passes from it.
 
-        Samples are asked for twice and not held in between: a benchmark may draw them, and there may be many clients.
+        Samples are asked for more than once and not held in between: a benchmark may draw them, and there may be many
+        clients.
         """
         pool = [(number, place) for number, (_, _, samples) in enumerate(cells) for place in range(len(samples))]
         lengths = [_length(cells[number][2][place]) for number, place in pool]
@@ -214,7 +215,7 @@ class Judge:
     def _answers(self, host: Host, batch: Sequence[Sample], passes: Sequence[Mix]) -> list[str]:
         if self.choose == "written" or not is_choice(host, batch[0]):
             return greedy(host, batch, passes, self.max_new_tokens)
-        return likeliest(host, batch, passes, per_token=self.choose == "likelihood_per_token")
+        return likeliest(host, batch, passes, per_token=self.choose == "likelihood_per_token", rows=self.batch_size)
 
 
 def _length(sample: Sample) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pfl_platform.backbones import Backbone
 from pfl_platform.config import RunConfig
 from pfl_platform.data import ClientData
-from pfl_platform.engines.ranks.place import SPREAD
+from pfl_platform.engines.ranks.place import SPREAD, leaves
 from pfl_platform.errors import UserError
 from pfl_platform.federation.setup import Setup, device_of
 from pfl_platform.ledger.capacity import Capacity, disk_free, memory_of
@@ -41,7 +41,7 @@ def refuse_weights(config: RunConfig, names: Sequence[str]) -> None:
     if engine.force or config.backbone_options or not capacity.bytes:
         return
     sizes = {name: int(cards[name].about.get("num_params", 0)) for name in names if name in cards}
-    if engine.name == "deepspeed" and engine.offload != "none":
+    if engine.name == "deepspeed" and leaves(engine.offload, device_of(config)):
         return  # all but one block lie elsewhere, and cards do not say how large a block is
     ranks = engine.shards if engine.name == "deepspeed" and engine.zero == SPREAD else 1
     need = WIDTHS[engine.dtype] * sum(sizes.values()) / ranks

@@ -12,7 +12,7 @@ from pfl_platform.config import RunConfig
 from pfl_platform.data import Benchmark
 from pfl_platform.engines.batches import clients_of
 from pfl_platform.engines.ranks.buffers import zero_bytes
-from pfl_platform.engines.ranks.place import SPREAD
+from pfl_platform.engines.ranks.place import SPREAD, leaves
 from pfl_platform.federation.cohorts import select
 from pfl_platform.federation.setup import device_of
 from pfl_platform.federation.tasks import Cost
@@ -102,9 +102,8 @@ def spread(config: RunConfig, found: Rehearsal) -> int:
     for name in found.fed.backbones:
         backbone = found.fed.load(name)
         sizes = [sum(tensor.nbytes for tensor in backbone.module(path).parameters()) for path in backbone.blocks]
-        away = engine.offload == "disk" or (engine.offload == "cpu" and device_of(config) != "cpu")
-        there = sum(sizes) if away else sum(sizes) * (engine.shards - 1) // engine.shards
-        elsewhere += there - max(sizes, default=0)
+        kept = 0 if leaves(engine.offload, device_of(config)) else sum(sizes) // engine.shards
+        elsewhere += sum(sizes) - kept - max(sizes, default=0)
     return max(0, elsewhere)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -72,15 +72,21 @@ class Clock(FlopMeter):
         self._at_work: tuple[tuple[str, ...], float] | None = None
 
     def known(self, kind: tuple[str, ...]) -> bool:
-        self._close(time.perf_counter())  # the loop asks before it books, so a dry run is in nobody's time
-        return super().known(kind)
+        """The loop asks before each batch of a kind, and has a dry run made where the answer is no."""
+        now = time.perf_counter()
+        self._close(now)
+        found = super().known(kind)
+        self._at_work = (kind, now) if found else None
+        return found
+
+    def measure(self, kind: tuple[str, ...], size: Callable[[], float], run: Callable[[], object]) -> None:
+        super().measure(kind, size, run)
+        self._at_work = (kind, time.perf_counter())  # a dry run is in nobody's time
 
     def book(self, kind: tuple[str, ...], size: float) -> None:
         before = self.total
         super().book(kind, size)
         self.flops[kind] = self.flops.get(kind, 0.0) + self.total - before
-        if self._at_work is None:
-            self._at_work = (kind, time.perf_counter())
 
     def end(self, train_seconds: float) -> None:
         """Ends the last batch where the training of the task ended."""

@@ -42,7 +42,7 @@ class FlopMeter:
 
     >>> meter = FlopMeter()
     >>> import torch
-    >>> meter.measure(("tiny", "step"), 4, lambda: torch.ones(2, 3) @ torch.ones(3, 5))
+    >>> meter.measure(("tiny", "step"), lambda: 4, lambda: torch.ones(2, 3) @ torch.ones(3, 5))
     >>> meter.book(("tiny", "step"), 8)   # 2 * 2 * 3 * 5 = 60 FLOPs for 4 tokens, so 120 for 8
     >>> meter.total
     120.0
@@ -69,11 +69,11 @@ class FlopMeter:
     def known(self, kind: tuple[str, ...]) -> bool:
         return kind in self._per_unit
 
-    def measure(self, kind: tuple[str, ...], size: float, run: Callable[[], object]) -> None:
-        """Runs `run`, work of this size, under the profiler; its result is dropped."""
+    def measure(self, kind: tuple[str, ...], size: Callable[[], float], run: Callable[[], object]) -> None:
+        """Runs `run` under the profiler; its result is dropped. size: of this work, asked for afterwards."""
         self._dry = True
         try:
-            self._per_unit[kind] = count_flops(run)[1] / max(1, size)
+            self._per_unit[kind] = count_flops(run)[1] / max(1, size())
         finally:
             self._dry = False
 

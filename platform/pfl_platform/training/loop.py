@@ -265,9 +265,11 @@ def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
         kind = ("statistic", statistic.name)
         if not actor.flops.known(kind):
             row = _view(actor, view.samples[:1], view.step, statistic.name, dry=True)
-            actor.flops.measure(kind, row.work, lambda: _look(actor, statistic, None, row))
-        actor.flops.book(kind, view.work)
-    return _look(actor, statistic, acc, view)
+            actor.flops.measure(kind, lambda: row.work, lambda: _look(actor, statistic, None, row))
+    found = _look(actor, statistic, acc, view)
+    if actor.flops is not None:
+        actor.flops.book(("statistic", statistic.name), view.work)
+    return found
 
 
 def _look(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:
@@ -303,7 +305,7 @@ def _measure_step(
         def dry() -> None:
             torch.autograd.grad(step.loss(row).sum(), list(chosen.values()), allow_unused=True)
 
-        actor.flops.measure(kind, row.work, dry)
+        actor.flops.measure(kind, lambda: row.work, dry)
 
 
 def _book_step(actor: Actor, phase: Phase, step: Step, views: Sequence[BatchView]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Keys, Mix, Site, Tensors
 from pfl_platform.backbones import Backbone, Encoded
 from pfl_platform.data import Sample
+from pfl_platform.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class Output:
 
     @property
     def logits(self) -> Tensor:
-        """Of every position, (rows, positions, vocabulary). Raises `ValueError` where nobody asked for them."""
+        """Of every position, (rows, positions, vocabulary). Raises `UserError` where nobody asked for them."""
         if self.scores.dim() != 3:
-            raise ValueError("only the logits that predict answers were computed; ask forward(..., whole=True) for all")
+            raise UserError(
+                "A loss reads the logits of all positions, and only those that predict answers were computed; let it "
+                "read Output.answers, or ask forward(..., whole=True)."
+            )
         return self.scores
 
     @cached_property

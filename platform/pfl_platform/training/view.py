@@ -70,6 +70,7 @@ class BatchView:
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
         self.forwards = 0
+        self.whole = False  # whether the logits of all positions were asked for
         self.relay: Relay | None = None
         self.part: Encoded | None = None  # of a pass that several clients share, its own rows
 
@@ -135,8 +136,8 @@ class BatchView:
 
     @property
     def work(self) -> float:
-        """Of the batch, as the client's own backbone reads it: see `Host.work`."""
-        return self._hosts(self.name).work(self.part or self.encoded())
+        """Of the batch, as the client's own backbone reads it, by what was asked of it so far: see `Host.work`."""
+        return self._hosts(self.name).work(self.part or self.encoded(), whole=self.whole)
 
     def forward(
         self,
@@ -151,6 +152,7 @@ class BatchView:
         other = backbone is not None and backbone != self.name
         number = self.forwards
         self.forwards += 1
+        self.whole |= whole
         chosen = backbone or self.name
         call = Call(number, {} if other else mix, grad and not other, train and not other, tuple(taps), chosen, whole)
         return self.relay(call) if self.relay is not None else self.passed(call)

@@ -101,3 +101,22 @@ def check_stage(stage: int, shards: int, offload: str = "none") -> None:
         raise UserError("ZeRO stage 3 spreads a backbone over the ranks of a client; say over how many with --shards.")
     if stage != SPREAD and offload != "none":
         raise UserError(f"Blocks are kept elsewhere (engine.offload={offload}) at ZeRO stage 3 alone; add --zero 3.")
+
+
+def check_folder(offload: str, folder: str) -> None:
+    """Raises `UserError` for a folder in which no block can be laid down."""
+    if not folder:
+        return
+    if offload != "disk":
+        raise UserError("engine.offload_folder is for engine.offload=disk; add it, or leave the folder out.")
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        raise UserError(f"engine.offload_folder is '{folder}', which is no folder that can be written to.")
+
+
+def leaves(offload: str, device: str) -> bool:
+    """Whether blocks that are offloaded leave the memory in which a device computes.
+
+    >>> leaves("cpu", "cuda"), leaves("cpu", "cpu"), leaves("disk", "cpu")
+    (True, False, True)
+    """
+    return offload == "disk" or (offload == "cpu" and device != "cpu")
