@@ -82,6 +82,7 @@ def test_small_values_are_not_looked_for_where_squares_lose_them(
     exact = svd(delta)
     assert exact.rank == 6
     torch.testing.assert_close(exact.s, values, rtol=0, atol=1e-12)
+    torch.testing.assert_close(decompose.values(delta), values, rtol=0, atol=1e-12)
     found = leading(delta, 3)
     assert (found.svd.rank, found.values) == (3, None)
     torch.testing.assert_close(found.svd.s, values[:3], rtol=1e-9, atol=0)

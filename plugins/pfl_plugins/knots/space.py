@@ -166,11 +166,12 @@ class Raised(Outcome):
             return self._of_isometry(self.inner, ranks)
         up, down = self._given()
         # U is an isometry: S X has the singular values of U S X, and its right singular vectors.
-        inside = torch.diag(self.values) if up is None else self.values[:, None] * up
-        found = leading(Delta(inside, down, precision=shared_precision(self.columns)), max(ranks), tol)
+        left = torch.diag(self.values) if up is None else self.values[:, None] * up
+        inside = Delta(left, down, precision=shared_precision(self.columns))
+        found = leading(inside, max(ranks), tol)
         turn = down @ (found.svd.vt.T / found.svd.s)
         u = self._times(turn if up is None else up @ turn)
-        return led(found._replace(svd=self._turned_svd(replace(found.svd, u=u))), ranks, self.whole, tol)
+        return led(found._replace(svd=self._turned_svd(replace(found.svd, u=u))), ranks, lambda: inside, tol)
 
     def _of_isometry(self, inner: Isotropic, ranks: Sequence[int]) -> dict[int, Leading]:
         """X with orthonormal rows, all of one length t: `U (t S) (X / t)` is the SVD as it stands."""

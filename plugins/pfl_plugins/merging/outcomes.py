@@ -23,6 +23,7 @@ from pfl_platform.federation.merging import Target
 from pfl_platform.lowrank.blocks import Elementwise, Place, elementwise
 from pfl_platform.lowrank.decompose import SVD, Split, leading, svd, truncate
 from pfl_platform.lowrank.decompose import Leading as Part
+from pfl_platform.lowrank.decompose import values as singular_values
 from pfl_platform.lowrank.deltas import Delta
 from pfl_plugins.merging.krylov import leading_svd, squared_norm
 from pfl_plugins.merging.operands import BUDGET, Entrywise, Operand
@@ -145,7 +146,7 @@ class Factored(Outcome):
 
 def led(found: Part, ranks: Sequence[int], whole: Callable[[], Delta], tol: float | None) -> dict[int, Leading]:
     """The same directions for all ranks; the rank of the whole is found when somebody asks, if it is not known."""
-    rank = (lambda: svd(whole(), tol, exact=True).rank) if found.values is None else len(found.values)
+    rank = (lambda: len(singular_values(whole(), tol))) if found.values is None else len(found.values)
     return dict.fromkeys(ranks, Leading(found.svd, found.rest, rank))
 
 
@@ -241,7 +242,7 @@ class Isotropic(Outcome):
     def leading(self, ranks: Sequence[int], tol: float | None) -> dict[int, Leading]:
         part = leading(self.total, max(ranks), self.tol)
         # All values are needed. Where squares do not hold the small ones, they are looked for.
-        values = svd(self.total, self.tol, exact=True).s if part.values is None else part.values
+        values = singular_values(self.total, self.tol) if part.values is None else part.values
         found = {}
         for rank in ranks:
             kept = part.svd.s[:rank]
