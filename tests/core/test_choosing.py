@@ -14,6 +14,7 @@ from pfl_platform.errors import UserError
 from pfl_platform.evaluation.choosing import by_option, is_choice, likeliest
 from pfl_platform.evaluation.generate import Judge, greedy
 from pfl_platform.evaluation.surfaces import Cell, InferenceRecipe
+from pfl_platform.federation import rows
 from pfl_platform.plugins import PluginManager
 
 COLOURS = ("red", "dark green", "green", "blue")
@@ -93,6 +94,11 @@ def test_an_answer_that_would_tell_which_is_right_is_refused(answer: str) -> Non
         by_option(Sample("q9", (Turn("A. deer B. frog", answer),), options=("deer", "frog"), references=("frog",)))
 
 
+def test_more_options_than_letters() -> None:
+    options = tuple(f"thing {number}" for number in range(40))
+    assert by_option(Sample("m", (Turn("?", "thing 30"),), options=options)) == options
+
+
 def test_words_and_not_parts_of_words() -> None:
     sample = Sample("n", (Turn("?", "no, I do not know"),), options=("yes", "no"), references=("no",))
     assert by_option(sample) == ("yes, I do not know", "no, I do not know")
@@ -132,3 +138,10 @@ def test_a_judge_scores_the_same_in_batches_of_any_size(size: int) -> None:
 
 def test_a_classifier_reads_its_classes() -> None:
     assert not is_choice(host_of("tiny-roberta"), asked(0))
+
+
+def test_answers_are_looked_at_before_a_run() -> None:
+    where = "Client 'a', task 'colours', test data"
+    rows._check_choices([rows.Row(asked(0), where), rows.Row(replace(asked(1), options=()), where)])
+    with pytest.raises(UserError, match=rf"{where}: Sample 'q9' cannot be scored by likelihood"):
+        rows._check_choices([rows.Row(asked(0), where), rows.Row(asked(9, "pink"), where)])

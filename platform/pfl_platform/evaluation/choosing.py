@@ -51,9 +51,9 @@ def by_option(sample: Sample) -> tuple[str, ...]:
         mark = re.search(_MARK.format(letter=letter) + r"\s*$", before) if letter else None
         head = before[: mark.start()] if mark else before
         told = any(re.search(_MARK.format(letter=other), head + " " + after) for other in letters)
-        if more or told:
+        if more or told or (mark and len(letters) < len(options)):
             break
-        marks = [mark[0].replace(letter, other) if mark else "" for other in letters or options]
+        marks = [mark[0].replace(letter, other) for other in letters] if mark else [""] * len(options)
         shown = [_as(option, match[0]) for option in options]
         return tuple(head + lead + option + after for lead, option in zip(marks, shown, strict=True))
     alone = re.fullmatch(r"(\s*\(?)([A-Za-z])(\)?[.:]?\s*)", answer)

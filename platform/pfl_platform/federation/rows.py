@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pfl_platform.backbones import Backbone
+from pfl_platform.backbones import Backbone, OneStepCodec
 from pfl_platform.data import Measured, Sample, TaskData
 from pfl_platform.errors import UserError
+from pfl_platform.evaluation.choosing import by_option
 from pfl_platform.evaluation.surfaces import Cell
 from pfl_platform.federation import heads
 from pfl_platform.federation.components import Federation
@@ -56,7 +57,8 @@ BLANK = _Blank()
 
 
 def check_rows(fed: Federation, parts: Parts) -> None:
-    """All that clients, further backbones that run at clients and the evaluation read fits into their rows.
+    """All that clients, further backbones that run at clients and the evaluation read fits into their rows, and options
+    can be scored by likelihood where they are to be.
 
     Raises `UserError` with client, task and sample for the first that does not.
     """
@@ -81,6 +83,18 @@ def check_rows(fed: Federation, parts: Parts) -> None:
         cells = [cell for cell in asked if not cell.owner or options.others or fed.backbone_of[cell.owner] == name]
         answered = [row for cell in heads.measurable(fed, name, cells) for row in asked[cell]]
         encode(fed.load(name), answered, answers=False, most=MOST_PROMPTS)
+        if options.choose != "written" and not isinstance(fed.load(name).codec, OneStepCodec):
+            _check_choices(answered)
+
+
+def _check_choices(rows: Sequence[Row]) -> None:
+    """Answers of questions with options can be written with another option in the place of the right one."""
+    for row in rows:
+        if row.sample.options:
+            try:
+                by_option(row.sample)
+            except UserError as error:
+                raise UserError(f"{row.where}: {error}") from error
 
 
 def check_public(backbones: Iterable[Backbone], samples: Sequence[Sample]) -> None:
