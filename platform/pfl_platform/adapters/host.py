@@ -7,7 +7,7 @@ tensors; nothing is rebuilt.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -66,6 +66,8 @@ class Host:
         self.backbone = backbone
         self._keeper = keeper or Keeper()
         self.control = Control()
+        self.eager: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """What passes run in that modules are tapped in: compiled blocks do not look for hooks."""
         self.layers: Mapping[str, SlotLayer] = {}
         self._own_heads: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
         self.params: dict[str, Tensor] = {}

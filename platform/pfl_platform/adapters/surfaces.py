@@ -150,14 +150,15 @@ class Control:
 
     def weights(self, layer: SlotLayer, x: Tensor) -> Mapping[str, float | Tensor]:
         """The weight of each slot at this site for this input."""
-        if isinstance(self.mix, str) and self.parts:
-            return weights_of_parts(self.mix, layer, x)
-        if isinstance(self.mix, str):
-            generator = self.rng(f"mix:{layer.site.name}") if self.rng is not None else None
-            mask = self.masked(layer.site, x)
-            weights: Mapping[str, float | Tensor] = layer.mixes[self.mix](x, mask, generator)
-            return weights
-        return self.mix
+        return self.learned(self.mix, layer, x) if isinstance(self.mix, str) else self.mix
+
+    def learned(self, name: str, layer: SlotLayer, x: Tensor) -> Mapping[str, float | Tensor]:
+        """The weights that a learned mix gives each slot at this site."""
+        if self.parts:
+            return weights_of_parts(name, layer, x)
+        generator = self.rng(f"mix:{layer.site.name}") if self.rng is not None else None
+        weights: Mapping[str, float | Tensor] = layer.mixes[name](x, self.masked(layer.site, x), generator)
+        return weights
 
     def masked(self, site: Site, x: Tensor) -> Tensor | None:
         """The part of the pass's mask that stands for a site's input (rows, positions, ...)."""

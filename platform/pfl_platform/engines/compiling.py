@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,8 @@ def compile_blocks(host: Host, backend: str) -> None:
 
     torch._dynamo.config.recompile_limit = max(FORMS, torch._dynamo.config.recompile_limit)
     # Numbers that are drawn at an address have another one in each step, for which nothing is to be compiled anew.
-    host.control.chances = torch.compiler.disable(host.control.chances)  # type: ignore[method-assign, no-untyped-call]
+    control = host.control
+    control.chances = torch.compiler.disable(control.chances)  # type: ignore[method-assign, no-untyped-call]
+    host.eager = partial(torch.compiler.set_stance, "force_eager")
     for path in host.backbone.blocks:
         host.backbone.module(path).compile(backend=backend, dynamic=True)

@@ -64,7 +64,7 @@ class HostPrompts:
         options: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False} if goes_on else {}
         if goes_on:
             options["position_ids"] = positions_of(inputs["attention_mask"])
-        with host.mixing(mix, host.masks(inputs)), tapping(backbone, taps) as seen:
+        with host.mixing(mix, host.masks(inputs)), tapping(host, taps) as seen:
             logits = host.run(inputs, **options).logits
         return Output(logits, self._encoded, seen)
 

@@ -85,6 +85,11 @@ def check_components(config: RunConfig, parts: Parts) -> None:
         if slot not in down:
             takes = ", ".join(f"'{name}/...'" for name in sorted(down)) or "nothing"
             raise UserError(f"The aggregator '{who}' replies with keys '{slot}/...', but '{whom}' takes in {takes}.")
+    if config.engine.compile != "off" and parts.objective.mixes:
+        raise UserError(
+            f"Weights that the objective '{config.objective.name}' learns in every layer would cut a block into pieces "
+            "that are not worth compiling; leave out engine.compile."
+        )
 
 
 def _slots(shares: Sequence[Share]) -> set[str]:

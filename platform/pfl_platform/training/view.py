@@ -165,7 +165,7 @@ class BatchView:
         """What a call gives, by a pass of these rows alone."""
         host, encoded = self._hosts(call.backbone), self.encoded(call.backbone)
         with ExitStack() as stack:
-            seen = stack.enter_context(tapping(host.backbone, call.taps))
+            seen = stack.enter_context(tapping(host, call.taps))
             stack.enter_context(host.mixing(call.mix, host.masks(encoded.inputs), self.rng(call)))
             stack.enter_context(torch.set_grad_enabled(call.grad))
             scores = host.scores(encoded, whole=call.whole)
@@ -177,12 +177,14 @@ class BatchView:
 
 
 @contextmanager
-def tapping(backbone: Backbone, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def tapping(host: Host, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What goes into some modules in the passes made inside, by path; of several passes the last."""
     seen: dict[str, Tensor] = {}
     with ExitStack() as stack:
+        if taps:
+            stack.enter_context(host.eager())
         for path in taps:
-            stack.callback(backbone.module(path).register_forward_pre_hook(_keep(seen, path)).remove)
+            stack.callback(host.backbone.module(path).register_forward_pre_hook(_keep(seen, path)).remove)
         yield seen
 
 
