@@ -4,9 +4,11 @@ features that were kept.
     python tools/perf/feature_ratio.py [--backbone NAME] [--steps N] [--pairs N] [--path FOLDER --scenario FILE]
     python tools/perf/feature_ratio.py --flops
 
-Two figures, each a median of pairs of processor times that run in turn on the same batches, on one thread. *Warm*:
-everything that either side keeps is there already, resized pictures for the one, features for the other. *First time*:
-what a process does that has read no picture yet; features then come from the disk, where an earlier run has left them.
+Three figures, each a median of pairs of processor times that run in turn on the same batches, on one thread. *Warm*:
+everything that either side keeps is there already, resized pictures for the one, features for the other. *Nothing
+kept*: the one side reads and resizes a picture whenever a step has it, as a loop does that gives its batches to a
+processor. *First time*: what a process does that has read no picture yet; features then come from the disk, where an
+earlier run has left them.
 Params after the steps are compared bit for bit.
 
 `--flops` counts instead, at the shapes of all cards that read pictures: FLOPs of a local step on one picture and 64
@@ -45,9 +47,12 @@ from pfl_platform.training.surfaces import Optim, Phase, Step
 class Side:
     """One way of running the local steps; times them, and keeps what was trained."""
 
-    def __init__(self, name: str, client: ClientData, steps: int, batch: int, keeper: Keeper | None) -> None:
+    def __init__(
+        self, name: str, client: ClientData, steps: int, batch: int, keeper: Keeper | None, *, pixels: bool = True
+    ) -> None:
         self.manager = PluginManager()
         self.name, self.keeper = name, keeper
+        self.options = {} if pixels else {"cache_mb": 0}
         self.adapter = self.manager.make("adapter", "lora", {"r": 16, "scale": 2.0})
         self.stream = ClientStream(client, Stream(), 0, batch, 0, steps)
         self.steps = steps
@@ -56,7 +61,7 @@ class Side:
 
     def fresh(self) -> Host:
         """A host whose codec has read nothing."""
-        backbone = self.manager.make("backbone", self.name, {})
+        backbone = self.manager.make("backbone", self.name, self.options)
         host = Host(backbone, self.adapter, (Slot("local"),), keeper=self.keeper)
         if self.keeper is None:
             host.depth = 0  # pictures go through the model as they are
@@ -143,6 +148,8 @@ def main() -> None:
         without = Side(options.backbone, client, options.steps, options.batch, None)
         kept = Side(options.backbone, client, options.steps, options.batch, keeper)
         compare("warm", without, kept, Side.run, options.pairs)
+        plain = Side(options.backbone, client, options.steps, options.batch, None, pixels=False)
+        compare("nothing kept", plain, kept, Side.run, options.pairs)
         compare("first time", without, kept, Side.run_first, options.pairs)
 
 
