@@ -26,6 +26,9 @@ Span = tuple[int, int]
 """Half-open range of characters in a row's text; (-1, -1) for padding and marks that stand for no character."""
 
 
+MASKS = ("attention_mask", "decoder_attention_mask")
+
+
 @dataclass(frozen=True)
 class Answers:
     """Where a batch's answer tokens are predicted: P places, row after row.
@@ -105,7 +108,7 @@ class Encoded:
         values = None if self.values is None else self.values.to(device)
         found = replace(self, inputs=inputs, labels=self.labels.to(device), values=values)
         # Counted where the labels and masks come from: on a device each count would wait for all that is under way.
-        vars(found).update(answers=self.answers.to(device), tokens=self.tokens, supervised=self.supervised)
+        vars(found).update(answers=self.answers.to(device), unpadded=self.unpadded, supervised=self.supervised)
         return found
 
     @cached_property
@@ -120,10 +123,19 @@ class Encoded:
         return len(self.answers) + rated
 
     @cached_property
+    def unpadded(self) -> Mapping[str, Sequence[int]]:
+        """By mask: of each row, the positions that are not padding."""
+        return {name: self.inputs[name].sum(dim=1).tolist() for name in MASKS if name in self.inputs}
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of each row, the positions that are not padding, those of an encoder-decoder's answers included."""
+        return tuple(sum(row) for row in zip(*self.unpadded.values(), strict=True))
+
+    @property
     def tokens(self) -> int:
-        """Positions that are not padding, those of an encoder-decoder's answers included."""
-        masks = [self.inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in self.inputs]
-        return sum(int(mask.sum()) for mask in masks)
+        """Positions that are not padding, of all rows."""
+        return sum(self.lengths)
 
 
 class Codec(Protocol):
@@ -196,8 +208,9 @@ class Sight(Protocol):
         """Takes pictures (pictures, ...) through the stages `first` to `last - 1`."""
         ...
 
-    def arguments(self, features: Tensor) -> Mapping[str, Any]:
-        """What the model's forward is given in place of pixels, when all stages are done: (pictures, tokens, d)."""
+    def joined(self, model: nn.Module, inputs: Mapping[str, Any], features: Tensor) -> Mapping[str, Any]:
+        """What the model's forward is given for a batch's inputs (without pixels) and its pictures when these have
+        passed all stages: (pictures, tokens, d)."""
         ...
 
 

@@ -74,7 +74,7 @@ def test_what_is_missing_of_a_unit_comes_out_as_it_would_have(tmp_path: Path) ->
     assert not told.steps, "all was known"
     del place.store._outcomes[place.tasks["b"].digest()]
     again = engine.run(tasks)
-    assert told.steps == ["a0", "b0", "a1", "b1"]  # a's turn was needed for b's, and its outcome is the one from before
+    assert sorted(told.steps) == ["a0", "a1", "b0", "b1"]  # a's turn was needed for b's, its outcome is there
     assert again["a"] is place.outcomes["a"]
     assert again["b"].state == place.outcomes["b"].state
     assert list(again) == ["a", "b", "c"]

@@ -107,5 +107,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "/proc/none/cka.png cannot be written" in capsys.readouterr().err
     assert main([*words, "--json", "--size", "7", "--batch-size", "4"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 4
-    assert main(["cka", "tiny-llama-s", "tiny-lama-m"]) == 2
+    refused = tmp_path / "refused.png"
+    assert main(["cka", "tiny-llama-s", "tiny-lama-m", "--out", str(refused)]) == 2
     assert "Did you mean 'tiny-llama-m'" in capsys.readouterr().err
+    assert not refused.exists()

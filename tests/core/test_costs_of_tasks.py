@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pfl_platform.adapters.host import Host
-from pfl_platform.adapters.surfaces import Tensors
+from pfl_platform.adapters.surfaces import Control, Tensors
 from pfl_platform.backbones import IGNORE, Answers
 from pfl_platform.data import Sample, Turn
 from pfl_platform.engines.inprocess import InProcessEngine
@@ -49,7 +49,7 @@ def toy_host() -> Any:
     params = {key: torch.zeros(size, requires_grad=key.startswith("local")) for key, size in sizes.items()}
     backbone = SimpleNamespace(model=Toy(), name="toy")
     sizes = {"linear_values": 100, "head_values": 30}
-    return SimpleNamespace(backbone=backbone, params=params, control=SimpleNamespace(mix={}, answers=None), **sizes)
+    return SimpleNamespace(backbone=backbone, params=params, control=Control(), **sizes)
 
 
 def booked(host: Any, meter: FlopMeter, mix: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Keys, Slot, Tensors
@@ -162,6 +164,52 @@ def test_a_loss_that_is_not_finite_stops_with_the_clients_name(host: Host) -> No
 
     with pytest.raises(RunStopped, match=r"alice is nan in phase 'p' at local step 2"):
         train(fresh(host), (phase([Step(LOCAL, broken, Optim(0.01))], 5),))
+
+
+def test_a_step_that_stumbles_over_a_broken_loss_is_not_what_is_said(host: Host) -> None:
+    def broken(view: View) -> Tensor:
+        if view.step == 3:
+            raise ValueError("these params are no numbers")
+        loss = answer_loss(view.forward({"local": 1.0}))
+        return loss * float("nan") if view.step == 2 else loss
+
+    with pytest.raises(RunStopped, match=r"alice is nan in phase 'p' at local step 2"):
+        train(fresh(host), (phase([Step(LOCAL, broken, Optim(0.01))], 5),))
+
+
+class Looks(TorchDispatchMode):
+    """Notes when we ask for the value of a tensor, which waits for whatever a device has been given to do. Models of
+    transformers ask once in every pass, whether a mask masks anything."""
+
+    def __init__(self, events: list[object]) -> None:
+        super().__init__()
+        self.events = events
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            files = [frame.filename for frame in traceback.extract_stack()]
+            if not any(file.endswith("masking_utils.py") for file in files):
+                self.events.append("look")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_but_the_loss_of_the_step_before(host: Host) -> None:
+    events: list[object] = []
+
+    def noted(view: View) -> Tensor:
+        events.append(view.step)
+        return answer_loss(view.forward({"local": 1.0}))
+
+    actor, meter = fresh(host), FlopMeter()
+    actor = Actor(actor.name, actor.backbone, actor.hosts, actor.rng, actor.driver, flops=meter)
+    training = phase([Step(LOCAL, noted, Optim(0.01, clip=1.0))], 4)
+    train(actor, (training,))  # what is counted once is counted
+    events.clear()
+    with meter.watching(host), Looks(events):
+        found = train(actor, (training,))
+    assert events == [0, 1, "look", 2, "look", 3, "look", "look"]
+    assert meter.tokens
+    assert len(found.losses["p"]) == 4
 
 
 def test_params_that_are_not_finite_stop_the_client(host: Host) -> None:

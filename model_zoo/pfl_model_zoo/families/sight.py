@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pfl_model_zoo.codec import ChatCodec
 from pfl_platform.backbones import Encoded
@@ -49,10 +48,16 @@ class TowerSight:
             values = model.get_submodule(PROJECTOR)(values)
         return values
 
-    def arguments(self, features: Tensor) -> Mapping[str, Any]:
-        """(pictures, patches, width) as the model takes them over."""
-        pictures: Any = list(features)
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=pictures)}}
+    def joined(self, model: nn.Module, inputs: Mapping[str, Any], features: Tensor) -> Mapping[str, Any]:
+        """Features (pictures, patches, width) in the places of their marks, as the model itself puts them there. It
+        would compare the counts on the device, which waits for all that is under way; the codec writes as many marks as
+        a picture has patches."""
+        whole: Any = model
+        rest = dict(inputs)
+        ids = rest.pop("input_ids")
+        embedded = whole.get_input_embeddings()(ids)
+        places = (ids == whole.config.image_token_id)[..., None]
+        return {**rest, "inputs_embeds": embedded.masked_scatter(places, features.to(embedded.dtype))}
 
 
 def sight_of(model: nn.Module, codec: ChatCodec, digest: str) -> TowerSight:

@@ -165,14 +165,18 @@ class Host:
     def encode(self, samples: Sequence[Sample], *, answers: bool = True, pixels: bool = False) -> Encoded:
         """A batch on the backbone's device, with features of its pictures where stages are frozen. `pixels`: with the
         pictures themselves, so that a pass takes them through all stages."""
+        return self.prepare(samples, answers=answers, pixels=pixels).to(self.backbone.device)
+
+    def prepare(self, samples: Sequence[Sample], *, answers: bool = True, pixels: bool = False) -> Encoded:
+        """A batch before it is moved: looking into it waits for no device. Features may be on one."""
         backbone = self.backbone
         if pixels or backbone.sight is None or not self.depth:
-            return backbone.codec.encode(samples, answers=answers).to(backbone.device)
+            return backbone.codec.encode(samples, answers=answers)
         encoded = backbone.sight.encode(samples, answers=answers)
         if not encoded.pictures:
-            return encoded.to(backbone.device)
+            return encoded
         found = self.shelf.of(encoded.pictures)
-        return replace(encoded, inputs={**encoded.inputs, FEATURES: found}, pictures=()).to(backbone.device)
+        return replace(encoded, inputs={**encoded.inputs, FEATURES: found}, pictures=())
 
     def run(self, inputs: Mapping[str, Any], **options: Any) -> Any:
         """One pass of the model over a batch's inputs; features go through the stages that are left."""
@@ -183,11 +187,18 @@ class Host:
         sight = backbone.sight
         seen = sight.run(backbone.model, features, self.depth, len(sight.stages))
         rest = {name: value for name, value in inputs.items() if name != FEATURES}
-        return backbone.model(**rest, **sight.arguments(seen), **options)
+        return backbone.model(**sight.joined(backbone.model, rest, seen), **options)
 
     def scores(self, encoded: Encoded, *, whole: bool = False) -> Tensor:
         """One pass over a batch: the logits that predict answers, (P, vocabulary); of all positions where `whole` is
         asked for, or where the model has no head for single positions (see `Output.scores`)."""
+        self.control.lengths = encoded.lengths
+        try:
+            return self._scores(encoded, whole=whole)
+        finally:
+            self.control.lengths = None
+
+    def _scores(self, encoded: Encoded, *, whole: bool) -> Tensor:
         if whole or not self.picks:
             every: Tensor = self.run(encoded.inputs, use_cache=False).logits
             return every

@@ -132,7 +132,8 @@ class Control:
 
     One object is shared by all `SlotLayer`s of a backbone, so that a pass sets it once. parts: whose rows are in the
     pass, where they are of several clients; then what `SlotLayer.by_row` holds is one value for each of them. answers:
-    whose logits alone are computed, None where all are.
+    whose logits alone are computed, None where all are. lengths: of each row, the positions that are not padding, where
+    somebody has counted them.
     """
 
     mix: Mix = field(default_factory=dict)
@@ -141,6 +142,7 @@ class Control:
     mask: Tensor | Callable[[str], Tensor] | None = None
     parts: Sequence[Part] = ()
     answers: Answers | None = None
+    lengths: Sequence[int] | None = None
 
     def chances(self, site: Site, x: Tensor) -> Tensor | None:
         """Numbers in [0, 1) for dropout at a site, of the shape of its input x; None where nothing is dropped."""

@@ -81,7 +81,10 @@ def prepare(file: Path) -> None:
         raise UserError(f"The picture {file} should end in .png, .pdf or .svg.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        there = file.exists()
         with file.open("ab"):
             pass
+        if not there:
+            file.unlink()  # what is refused later leaves no empty picture
     except OSError as error:
         raise UserError(f"The picture {file} cannot be written: {error.strerror}.") from None

@@ -8,7 +8,7 @@ from pfl_platform.engines.batches import alone_sentence
 from pfl_platform.engines.worker import Worker
 from pfl_platform.federation.observers import Observer
 from pfl_platform.federation.tasks import Outcome, Task
-from pfl_platform.training.loop import StepObserver
+from pfl_platform.training.seen import StepObserver
 
 
 class InProcessEngine:

@@ -31,8 +31,9 @@ from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
 from pfl_platform.training.driver import Driver, TorchDriver
 from pfl_platform.training.lanes import Side, SideBySide
-from pfl_platform.training.loop import Actor, StepObserver, Trained, Work, alone, training
+from pfl_platform.training.loop import Actor, Trained, Work, alone, training
 from pfl_platform.training.relief import HELP, METRIC, NoRoom, Relief, out_of_memory, released
+from pfl_platform.training.seen import StepObserver
 
 LOG = "log/"
 """Scalars of a client's state under this name are shown with the round, beside its losses."""

@@ -143,7 +143,8 @@ def _row(tokens: int, rows: int = 1, answers: int = 0) -> Encoded:
     found = Encoded({"input_ids": ids, "attention_mask": mask}, ids, (), ())
     places = ids.new_empty(rows * answers)
     counts = ids.new_empty(rows)
-    vars(found)["answers"] = Answers(places, places, places, counts, (answers,) * rows, (rows, tokens))
+    chosen = Answers(places, places, places, counts, (answers,) * rows, (rows, tokens))
+    vars(found).update(answers=chosen, unpadded={"attention_mask": (tokens,) * rows})
     return found
 
 

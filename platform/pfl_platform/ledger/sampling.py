@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pfl_platform.backbones import MASKS
 from pfl_platform.ledger.flops import count_flops, pass_flops
 
 if TYPE_CHECKING:
@@ -102,8 +103,11 @@ class FlopMeter:
                 if slot in slots:
                     open_ = any(tensor.requires_grad for tensor, _ in sizes.get(slot, ()))
                     (training if open_ else resting).append(slot)
-            masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
-            tokens = sum(int(mask[self.rows].sum()) for mask in masks)
+            if host.control.lengths is not None:
+                tokens = sum(host.control.lengths[self.rows])
+            else:
+                masks = [inputs[name] for name in MASKS if name in inputs]
+                tokens = sum(int(mask[self.rows].sum()) for mask in masks)
             gradient = torch.is_grad_enabled() and trained > 0
             head, blocks = host.head_values, host.linear_values - host.head_values
             answers = tokens if host.control.answers is None else sum(host.control.answers.per_row[self.rows])

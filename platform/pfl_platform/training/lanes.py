@@ -23,7 +23,7 @@ from torch import Tensor
 from pfl_platform.adapters.lanes import Lanes
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.training.driver import TorchStepper, update_all
-from pfl_platform.training.loop import Micro, Update, Work
+from pfl_platform.training.loop import Answer, Micro, Update, Work
 from pfl_platform.training.stacking import Stack, common_mix, kind, stacked
 from pfl_platform.training.surfaces import Output
 from pfl_platform.training.view import Call
@@ -71,14 +71,14 @@ class Side(Generic[T]):
         self._work = work
         self._go(lambda: next(work))
 
-    def go_on(self, answer: float | Exception) -> None:
+    def go_on(self, answer: Answer | Exception) -> None:
         """With a micro-batch's loss, or what has gone wrong in it."""
         if isinstance(answer, Exception):
             self._go(lambda: self._work.throw(answer))
         else:
             self._go(lambda: self._work.send(answer))
 
-    def alone(self) -> float | Exception:
+    def alone(self) -> Answer | Exception:
         """Does what it waits for by itself."""
         assert self.asked is not None
         with self.at_work():
@@ -127,11 +127,11 @@ class _Turn:
         self._start, self._notes = self.micro.view.forwards, dict(self.micro.view.notes)
 
     @property
-    def answer(self) -> float | Exception:
+    def answer(self) -> Tensor | Exception:
         """What the client is told."""
         if self.error is not None or self.loss is None:
             return self.error or RuntimeError("a loss has come to no end")
-        return float(self.loss.detach())
+        return self.loss.detach()
 
     def go(self) -> None:
         """Calls the loss with the answers that are there."""
@@ -192,7 +192,7 @@ class SideBySide(Generic[T]):
             for work in works:
                 work.close()
 
-    def _updates(self, stepping: Sequence[Side[T]]) -> list[float | Exception]:
+    def _updates(self, stepping: Sequence[Side[T]]) -> Sequence[Answer | Exception]:
         """Takes the optimiser steps that they wait for."""
         updates = [side.asked for side in stepping if isinstance(side.asked, Update)]
         steppers = [update.stepper for update in updates if isinstance(update.stepper, TorchStepper)]
@@ -202,9 +202,9 @@ class SideBySide(Generic[T]):
         update_all(steppers, [update.index for update in updates])
         for side in stepping:
             side.clock.add((time.perf_counter() - begun) / len(stepping))
-        return [0.0] * len(stepping)
+        return [None] * len(stepping)
 
-    def _answers(self, waiting: Sequence[Side[T]]) -> list[float | Exception]:
+    def _answers(self, waiting: Sequence[Side[T]]) -> Sequence[Answer | Exception]:
         """Takes what they wait for forward and back."""
         if len(waiting) == 1:
             return [waiting[0].alone()]

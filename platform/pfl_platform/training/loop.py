@@ -6,7 +6,6 @@ can train by itself (`alone`), or several in step with each other (see `pfl_plat
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -24,12 +23,11 @@ from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.training import gradients
 from pfl_platform.training.driver import Driver, Stepper
 from pfl_platform.training.relief import Relief, out_of_memory, released
+from pfl_platform.training.seen import Losses, StepObserver
 from pfl_platform.training.surfaces import Loss, Phase, Statistic, Step
 from pfl_platform.training.view import BatchView, Rng
 
 T = TypeVar("T")
-StepObserver = Callable[[int, int, float], None]
-"""(step, amount, loss)"""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,11 @@ class Micro:
         loss = per_row.sum() / self.rows
         return loss if self.view.weight == 1 else loss * self.view.weight
 
-    def alone(self) -> float:
+    def alone(self) -> Tensor:
         """Takes it forward and back by itself; returns its part of the batch's mean loss."""
         loss = self.share(self.loss(self.view))
         self.backward(loss)
-        return float(loss.detach())
+        return loss.detach()
 
 
 @dataclass(frozen=True)
@@ -75,14 +73,15 @@ class Update:
     stepper: Stepper
     index: int
 
-    def alone(self) -> float:
+    def alone(self) -> None:
         self.stepper.update(self.index)
-        return 0.0
 
 
-Work: TypeAlias = Generator[Micro | Update, float, T]
-"""Asks for micro-batches and updates; is sent the losses of the ones (and 0 for the others), or what has gone wrong;
-returns a result."""
+Answer: TypeAlias = Tensor | None
+"""What a work is sent: the loss of a micro-batch, a scalar on whatever device; nothing for an update."""
+
+Work: TypeAlias = Generator[Micro | Update, Answer, T]
+"""Asks for micro-batches and updates; is sent answers, or what has gone wrong; returns a result."""
 
 
 def alone(work: Work[T]) -> T:
@@ -178,33 +177,25 @@ def _run_phase(
     ]
     # A phase that goes on in the data goes on in its use counts; one that starts where others did sees what they saw.
     source = phase.data.open({**kept, **result.private} if phase.first else kept)
-    losses = result.losses.setdefault(phase.name, [])
-    for index in range(phase.amount):
-        samples = source.batch(phase.first + index)
-        views = actor.relief.split(_views(actor, phase, samples, index))
-        dry: list[BatchView] = []
-        for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
-            if len(phase.steps) > 1:
-                host.select(step.train)
-            _measure_step(actor, phase, step, views, dry, chosen)
-            loss, views = yield from _fitting_step(actor, phase, step, views, samples, stepper)
-            _book_step(actor, phase, step, views)
-            if actor.driver.portion.of > 1:
-                loss = actor.driver.total(loss) / actor.driver.portion.of
-            if not math.isfinite(loss):
-                raise RunStopped(
-                    f"The loss of {actor.name} is {loss} in phase '{phase.name}' at local step {index}: "
-                    "lower its learning rate or look at its data."
-                )
-            yield Update(stepper, phase.first + index)
-        losses.append(loss)
-        for statistic in statistics:
-            if statistic.every is not None and index % statistic.every == 0:
-                whole = len(views) == 1 and actor.driver.portion.of == 1
-                view = views[0] if whole else _view(actor, samples, index, phase.name)
-                accs[statistic.name] = _add(actor, statistic, accs.get(statistic.name), view)
-        if observe is not None:
-            observe(index, phase.amount, loss)
+    found = result.losses.setdefault(phase.name, [])
+    with Losses(actor.name, phase.name, phase.amount, actor.driver, found, observe) as losses:
+        for index in range(phase.amount):
+            samples = source.batch(phase.first + index)
+            views = actor.relief.split(_views(actor, phase, samples, index))
+            dry: list[BatchView] = []
+            for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
+                if len(phase.steps) > 1:
+                    host.select(step.train)
+                _measure_step(actor, phase, step, views, dry, chosen)
+                loss, views = yield from _fitting_step(actor, phase, step, views, samples, stepper)
+                _book_step(actor, phase, step, views)
+                yield Update(stepper, phase.first + index)
+                losses.add(index, loss, last=step is phase.steps[-1])
+            for statistic in statistics:
+                if statistic.every is not None and index % statistic.every == 0:
+                    whole = len(views) == 1 and actor.driver.portion.of == 1
+                    view = views[0] if whole else _view(actor, samples, index, phase.name)
+                    accs[statistic.name] = _add(actor, statistic, accs.get(statistic.name), view)
     _refuse_broken(actor, phase, params)
     for stepper in steppers:
         result.private.update(stepper.moments())
@@ -216,20 +207,21 @@ def _run_phase(
 
 def _refuse_broken(actor: Actor, phase: Phase, params: Sequence[Mapping[str, Tensor]]) -> None:
     """A finite loss can have a gradient that is not; such params must not reach the server."""
-    for chosen in params:
-        for key, tensor in chosen.items():
-            if not bool(tensor.isfinite().all()):
-                raise RunStopped(
-                    f"'{key}' of {actor.name} is not finite after phase '{phase.name}' of {phase.amount} local steps: "
-                    "lower its learning rate or look at its data."
-                )
+    tensors = {key: tensor for chosen in params for key, tensor in chosen.items()}
+    fine = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist() if tensors else []
+    for key, good in zip(tensors, fine, strict=True):
+        if not good:
+            raise RunStopped(
+                f"'{key}' of {actor.name} is not finite after phase '{phase.name}' of {phase.amount} local steps: "
+                "lower its learning rate or look at its data."
+            )
 
 
 def _fitting_step(
     actor: Actor, phase: Phase, step: Step, views: list[BatchView], samples: Sequence[Sample], stepper: Stepper
-) -> Work[tuple[float, list[BatchView]]]:
-    """A step, taken anew with smaller micro-batches where memory runs out; the batch's mean loss, and what it was taken
-    in."""
+) -> Work[tuple[list[Tensor], list[BatchView]]]:
+    """A step, taken anew with smaller micro-batches where memory runs out; what the batch's mean loss is the sum of,
+    and what it was taken in."""
     index = views[0].step
     while (loss := (yield from _one_step(step, views, len(samples), stepper.backward))) is None:
         stepper.drop()
@@ -242,13 +234,15 @@ def _fitting_step(
 
 def _one_step(
     step: Step, views: Sequence[BatchView], rows: int, backward: Callable[[Tensor], None]
-) -> Work[float | None]:
-    """Forward and backward over the micro-batches; returns the batch's mean loss, penalty included, or None where
-    memory ran out."""
-    total = 0.0
+) -> Work[list[Tensor] | None]:
+    """Forward and backward over the micro-batches; returns what the batch's mean loss is the sum of, a penalty
+    included, or None where memory ran out."""
+    losses: list[Tensor] = []
     for view in views:
         try:
-            total += yield Micro(view, step.loss, rows, backward)
+            loss = yield Micro(view, step.loss, rows, backward)
+            assert loss is not None
+            losses.append(loss)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -256,8 +250,8 @@ def _one_step(
     penalty = step.penalty(views[0].params, views[0].refs) if step.penalty is not None else None
     if penalty is not None:
         backward(penalty)
-        total += float(penalty.detach())
-    return total
+        losses.append(penalty.detach())
+    return losses
 
 
 def _add(actor: Actor, statistic: Statistic, acc: Any, view: BatchView) -> Any:

@@ -63,22 +63,22 @@ class Stack:
 
 def stacked(host: Host, views: Sequence[BatchView]) -> Stack:
     """Reads the samples of all views as one batch."""
-    encoded = host.encode([sample for view in views for sample in view.samples])
+    encoded = host.prepare([sample for view in views for sample in view.samples])
     rows, start = [], 0
     for view in views:
         rows.append(slice(start, start + len(view.samples)))
         start += len(view.samples)
-    lengths = {name: encoded.inputs[name].sum(dim=1).tolist() for name in (QUESTION, ANSWER) if name in encoded.inputs}
-    longest = {name: [int(max(found[part])) for part in rows] for name, found in lengths.items()}
+    longest = {name: [max(found[part]) for part in rows] for name, found in encoded.unpadded.items()}
     supervised = (encoded.labels != IGNORE).int()
-    last = (supervised * torch.arange(1, supervised.shape[1] + 1, device=supervised.device)).amax(dim=1).tolist()
+    last = (supervised * torch.arange(1, supervised.shape[1] + 1)).amax(dim=1).tolist()
     parts = []
     for number, part in enumerate(rows):
         there = longest.get(ANSWER, longest[QUESTION])[number]
         parts.append(
             _part(encoded, part, max(there, *last[part]), {name: found[number] for name, found in longest.items()})
         )
-    return Stack(views, encoded, rows, longest, parts)
+    device = host.backbone.device
+    return Stack(views, encoded.to(device), rows, longest, [part.to(device) for part in parts])
 
 
 def _part(encoded: Encoded, rows: slice, labelled: int, longest: Mapping[str, int]) -> Encoded:

@@ -17,7 +17,7 @@ from pfl_platform.errors import RunStopped
 from pfl_platform.federation.observers import Observer
 from pfl_platform.federation.tasks import Outcome, Task
 from pfl_platform.store.disk import outcome_json, outcome_of
-from pfl_platform.training.loop import StepObserver
+from pfl_platform.training.seen import StepObserver
 
 
 class LeadingEngine:
