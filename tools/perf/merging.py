@@ -6,8 +6,9 @@
     python tools/perf/merging.py --peft                # mean and task arithmetic beside peft's own merging
 
 Adapters, and what regmean and fisher measure, are drawn at random; drawing is not timed. `cpu` is the processor's time:
-on a machine with other work, and with --threads 1, it says what `seconds` would be on one core alone. Threads that wait
-for one another do not spin; beside other work, spinning takes several times the processor's time of the work. `memory`
+on a machine with other work, and with --threads 1, it says what `seconds` would be on one core alone. With --passive
+threads that wait for one another do not spin, as they do unless told otherwise: beside other work, spinning takes
+several times the processor's time of the work, but on an idle machine threads that sleep are late. `memory`
 is how much the process grew while merging, in units of all adapters together, which lie in memory before; tensors of
 4 MiB and more go back to the system at once (glibc), so that what has been freed is not counted. At the larger shapes
 adapters do not fit: each is drawn when it is read, and `memory` is that of the whole process. `read` is the size of all
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=1.0, help="an adapter's last rank-one term beside its first")
     parser.add_argument("--only", help="rules, comma-separated: ties/knots,iso-c/delta")
     parser.add_argument("--peft", action="store_true", help="beside peft's own merging; neither measures its results")
+    parser.add_argument("--passive", action="store_true", help="for a machine with other work")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
@@ -101,6 +103,7 @@ def main() -> None:
             ("task-arithmetic", "delta", 0),
             ("peft", "svd", 0),
         ]
+    policy = {"OMP_WAIT_POLICY": "PASSIVE"} if options.passive else {}
     print(f"{options.clients} clients, shapes {options.shapes}, {options.threads} threads")
     print(f"{'rule':<18}{'space':<8}{'seconds':>9}{'cpu':>9}{'bound':>7}{'memory':>9}{'read':>8}")
     for name, space, bound in rules:
@@ -109,7 +112,7 @@ def main() -> None:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**22), "OMP_WAIT_POLICY": "PASSIVE"},
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**22), **policy},
         )
         if done.returncode:
             print(f"{name:<18}{space:<8}{done.stderr.strip().splitlines()[-1]}")
