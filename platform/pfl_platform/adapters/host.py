@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class Host:
     ) -> None:
         self.backbone = backbone
         self._keeper = keeper or Keeper()
+        self._reading = Lock()
         self.control = Control()
         self.eager: Callable[[], AbstractContextManager[Any]] = nullcontext
         """What passes run in that modules are tapped in: compiled blocks do not look for hooks."""
@@ -165,17 +167,23 @@ class Host:
     def encode(self, samples: Sequence[Sample], *, answers: bool = True, pixels: bool = False) -> Encoded:
         """A batch on the backbone's device, with features of its pictures where stages are frozen. `pixels`: with the
         pictures themselves, so that a pass takes them through all stages."""
-        return self.prepare(samples, answers=answers, pixels=pixels).to(self.backbone.device)
+        return self.seen(self.read_batch(samples, answers=answers, pixels=pixels)).to(self.backbone.device)
 
-    def prepare(self, samples: Sequence[Sample], *, answers: bool = True, pixels: bool = False) -> Encoded:
-        """A batch before it is moved: looking into it waits for no device. Features may be on one."""
+    def read_batch(self, samples: Sequence[Sample], *, answers: bool = True, pixels: bool = False) -> Encoded:
+        """A batch on the CPU, its pictures unread where features take their place. One thread reads at a time."""
         backbone = self.backbone
-        if pixels or backbone.sight is None or not self.depth:
-            return backbone.codec.encode(samples, answers=answers)
-        encoded = backbone.sight.encode(samples, answers=answers)
+        with self._reading:
+            if pixels or backbone.sight is None or not self.depth:
+                return backbone.codec.encode(samples, answers=answers)
+            return backbone.sight.encode(samples, answers=answers)
+
+    def seen(self, encoded: Encoded) -> Encoded:
+        """The same batch with features in the place of pictures that were left unread; these may be on a device, the
+        rest stays where it is."""
         if not encoded.pictures:
             return encoded
-        found = self.shelf.of(encoded.pictures)
+        with self._reading:
+            found = self.shelf.of(encoded.pictures)
         return replace(encoded, inputs={**encoded.inputs, FEATURES: found}, pictures=())
 
     def run(self, inputs: Mapping[str, Any], **options: Any) -> Any:

@@ -13,6 +13,8 @@ from pfl_platform.errors import UserError
 from pfl_platform.federation.observers import Observer
 from pfl_platform.federation.tasks import Engine, Store
 from pfl_platform.federation.together import Alone, Together
+from pfl_platform.store.behind import Behind
+from pfl_platform.store.disk import DiskStore
 from pfl_platform.store.run_folder import RunFolder
 from pfl_platform.training.driver import Driver, TorchDriver
 
@@ -38,6 +40,10 @@ class Carrier(Protocol):
 
     def store(self, folder: RunFolder) -> Store: ...
 
+    def front(self, store: Store) -> Store:
+        """What workers read and write through."""
+        ...
+
     def driver(self, config: RunConfig) -> Driver: ...
 
     def engine(self, worker: Worker, observers: Sequence[Observer]) -> Engine: ...
@@ -60,6 +66,9 @@ class InProcess:
 
     def store(self, folder: RunFolder) -> Store:
         return folder.store
+
+    def front(self, store: Store) -> Store:
+        return Behind(store) if isinstance(store, DiskStore) else store
 
     def driver(self, config: RunConfig) -> Driver:
         return TorchDriver()

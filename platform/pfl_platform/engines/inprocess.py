@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import zip_longest
 
 from pfl_platform.engines.batches import alone_sentence
 from pfl_platform.engines.worker import Worker
@@ -28,12 +30,25 @@ class InProcessEngine:
         store = self._worker.place.store
         outcomes: dict[str, Outcome] = {}
         cached: set[str] = set()
-        told = 0
-        for unit in self._worker.units(tasks):
+        try:
+            self._carry_out(tasks, outcomes, cached)
+        except BaseException:
+            with suppress(Exception):  # what has ended need not be done again, and the error is what there is to say
+                store.flush()
+            raise
+        store.flush()
+        return {task.actor: outcomes[task.actor] for task in tasks}
+
+    def _carry_out(self, tasks: Sequence[Task], outcomes: dict[str, Outcome], cached: set[str]) -> None:
+        """Fills in the outcomes, and whose of them were there before."""
+        store, told = self._worker.place.store, 0
+        units = self._worker.units(tasks)
+        for unit, following in zip_longest(units, units[1:], fillvalue=()):
             digests = {task.actor: task.digest() for task in unit}
             known = {actor: found for actor, digest in digests.items() if (found := store.cached(digest)) is not None}
             if len(known) < len(unit):
                 note_alone(self._worker, unit, self._observers, self._noted)
+                store.expect(address for task in (*unit, *following) for address in (task.state, task.inbox) if address)
                 for outcome in self._worker.together(unit, self._observe):
                     if outcome.actor not in known:
                         store.cache(digests[outcome.actor], outcome)
@@ -45,7 +60,6 @@ class InProcessEngine:
                 for observer in self._observers:
                     observer.task_done(task, outcomes[task.actor], task.actor in cached)
                 told += 1
-        return {task.actor: outcomes[task.actor] for task in tasks}
 
     def _observe(self, task: Task) -> StepObserver | None:
         def observe(step: int, amount: int, loss: float) -> None:

@@ -29,6 +29,7 @@ from pfl_platform.ledger.bytes import payload_bytes, wire_by_tensor
 from pfl_platform.ledger.memory import peak_memory, reset_peak
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.rng import torch_rng
+from pfl_platform.training.ahead import worth_it
 from pfl_platform.training.driver import Driver, TorchDriver
 from pfl_platform.training.lanes import Side, SideBySide
 from pfl_platform.training.loop import Actor, Trained, Work, alone, training
@@ -259,9 +260,9 @@ class Worker:
         names = dict.fromkeys((task.backbone, *task.others))
         slots = [slot.name for slot in self.place.slots]
         refs = {**state, **inbox}
-        actor = Actor(
-            task.actor, task.backbone, declared, rng, self.place.driver, refs, meter, clock, self.place.relief
-        )
+        place = self.place
+        ahead = place.batch == 1 and worth_it(host.backbone.device)  # clients side by side have their rows read in one
+        actor = Actor(task.actor, task.backbone, declared, rng, place.driver, refs, meter, clock, place.relief, ahead)
         try:
             with ExitStack() as stack:
                 for name in names:

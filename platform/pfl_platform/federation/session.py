@@ -268,7 +268,7 @@ class _Run:
         store = self.call.carrier.store(folder)
         fed, parts, config = setup.federation(store, self.call.together), setup.parts, setup.config
         watch = self._watch()
-        worker = watch.worker(setup.worker(store, self.call.carrier.driver(config)))
+        worker = watch.worker(setup.worker(self.call.carrier.front(store), self.call.carrier.driver(config)))
         engine = watch.engine(self.call.carrier.engine(worker, (*self.observers, self.books)))
         done, last = self.call.together.once(lambda: self._stand(fed))
         worker.place.relief.parts = parts_of([last] if last is not None else [])

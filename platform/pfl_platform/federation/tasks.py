@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -198,3 +198,11 @@ class Store(Protocol):
         ...
 
     def cache(self, digest: str, outcome: Outcome) -> None: ...
+
+    def expect(self, addresses: Iterable[Address]) -> None:
+        """Told what is asked for next: a store may read it meanwhile."""
+        ...
+
+    def flush(self) -> None:
+        """Waits until everything that was put stays, whatever becomes of this process. Raises what went wrong."""
+        ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,15 @@ class DiskStore:
 
     def put(self, tensors: Tensors) -> Address:
         address = content_address(tensors)
+        self.write(address, tensors)
+        return address
+
+    def write(self, address: Address, tensors: Tensors) -> None:
+        """`put` by whoever knows the content's address."""
         path = self.tensor_path(address)
         if not path.exists():
             with stopping_run(self.folder):
                 write_atomic(path, file_chunks(tensors))
-        return address
 
     def get(self, address: Address, keys: Keys | None = None) -> dict[str, Tensor]:
         """Only the tensors asked for are read. They belong to the caller."""
@@ -102,6 +106,12 @@ class DiskStore:
     def cache(self, digest: str, outcome: Outcome) -> None:
         with stopping_run(self.folder):
             write_atomic(self.outcome_path(digest), [json.dumps(outcome_json(outcome)).encode()])
+
+    def expect(self, addresses: Iterable[Address]) -> None:
+        """Nothing is read before it is asked for; see `pfl_platform.store.behind`."""
+
+    def flush(self) -> None:
+        """What was put is there already."""
 
     def tensor_path(self, address: Address) -> Path:
         """Where tensors of this address lie, whether they do or not."""

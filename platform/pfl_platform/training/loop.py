@@ -21,6 +21,7 @@ from pfl_platform.data import Sample
 from pfl_platform.errors import RunStopped
 from pfl_platform.ledger.sampling import FlopMeter
 from pfl_platform.training import gradients
+from pfl_platform.training.ahead import Batch, batches
 from pfl_platform.training.driver import Driver, Stepper
 from pfl_platform.training.relief import Relief, out_of_memory, released
 from pfl_platform.training.seen import Losses, StepObserver
@@ -43,6 +44,7 @@ class Actor:
     flops: FlopMeter | None = None
     clock: Callable[[], float] = time.perf_counter
     relief: Relief = field(default_factory=Relief)
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,17 @@ def _run_phase(
     # A phase that goes on in the data goes on in its use counts; one that starts where others did sees what they saw.
     source = phase.data.open({**kept, **result.private} if phase.first else kept)
     found = result.losses.setdefault(phase.name, [])
-    with Losses(actor.name, phase.name, phase.amount, actor.driver, found, observe) as losses:
-        for index in range(phase.amount):
-            samples = source.batch(phase.first + index)
-            views = actor.relief.split(_views(actor, phase, samples, index))
+
+    def batch(index: int) -> Batch:
+        samples = source.batch(phase.first + index)
+        return samples, _views(actor, phase, samples, index)
+
+    with (
+        Losses(actor.name, phase.name, phase.amount, actor.driver, found, observe) as losses,
+        closing(batches(batch, phase.amount, ahead=actor.ahead)) as turns,
+    ):
+        for index, (samples, whole) in enumerate(turns):
+            views = actor.relief.split(whole)
             dry: list[BatchView] = []
             for step, stepper, chosen in zip(phase.steps, steppers, params, strict=True):
                 if len(phase.steps) > 1:
@@ -193,8 +202,8 @@ def _run_phase(
                 losses.add(index, loss, last=step is phase.steps[-1])
             for statistic in statistics:
                 if statistic.every is not None and index % statistic.every == 0:
-                    whole = len(views) == 1 and actor.driver.portion.of == 1
-                    view = views[0] if whole else _view(actor, samples, index, phase.name)
+                    as_it_is = len(views) == 1 and actor.driver.portion.of == 1
+                    view = views[0] if as_it_is else _view(actor, samples, index, phase.name)
                     accs[statistic.name] = _add(actor, statistic, accs.get(statistic.name), view)
     _refuse_broken(actor, phase, params)
     for stepper in steppers:

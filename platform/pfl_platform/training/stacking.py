@@ -63,7 +63,7 @@ class Stack:
 
 def stacked(host: Host, views: Sequence[BatchView]) -> Stack:
     """Reads the samples of all views as one batch."""
-    encoded = host.prepare([sample for view in views for sample in view.samples])
+    encoded = host.seen(host.read_batch([sample for view in views for sample in view.samples]))
     rows, start = [], 0
     for view in views:
         rows.append(slice(start, start + len(view.samples)))

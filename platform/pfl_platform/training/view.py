@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -69,6 +70,7 @@ class BatchView:
         self.taken_in = 1  # into how many parts micro-batches were split when it was made; see `relief`
         self._rng = rng
         self._encoded: dict[str, Encoded] = {}
+        self._reading: Future[Encoded] | None = None
         self.forwards = 0
         self.whole = False  # whether the logits of all positions were asked for
         self.relay: Relay | None = None
@@ -126,8 +128,21 @@ class BatchView:
         """The batch as a backbone of the task reads it."""
         chosen = name or self.name
         if chosen not in self._encoded:
-            self._encoded[chosen] = self._hosts(chosen).encode(self.samples, pixels=self.dry)
+            host = self._hosts(chosen)
+            if chosen == self.name and self._reading is not None:
+                self._encoded[chosen] = host.seen(self._reading.result()).to(host.backbone.device)
+            else:
+                self._encoded[chosen] = host.encode(self.samples, pixels=self.dry)
         return self._encoded[chosen]
+
+    def read(self, reader: Executor) -> None:
+        """Has the batch read, as the client's own backbone reads it, before anybody asks for it."""
+        self._reading = reader.submit(self._hosts(self.name).read_batch, self.samples, pixels=self.dry)
+
+    def wait(self) -> None:
+        """Until what `read` has begun is done. Raises what went wrong in it."""
+        if self._reading is not None:
+            self._reading.result()
 
     @property
     def tokens(self) -> int:

@@ -70,6 +70,9 @@ class Launch:
         self.together.hub.serve(folder.store)
         return folder.store
 
+    def front(self, store: Store) -> Store:
+        return store
+
     def driver(self, config: RunConfig) -> Driver:
         engine = config.engine
         return zero.ZeroDriver(engine.zero, self.grid, Offload(engine.offload, engine.offload_folder))
