@@ -12,6 +12,7 @@ import torch
 from pfl_platform.adapters.surfaces import Keys
 from pfl_platform.errors import RunStopped
 from pfl_platform.federation.tasks import Cost, Outcome
+from pfl_platform.store import behind as behind_module
 from pfl_platform.store import disk as disk_module
 from pfl_platform.store.behind import MOST, Behind
 from pfl_platform.store.disk import DiskStore
@@ -125,6 +126,38 @@ def test_a_full_disk_stops_the_run_and_spares_what_fits(tmp_path: Path, monkeypa
     store.cache("2" * 64, outcome(kept))
     store.flush()
     assert store.cached("2" * 64) is not None
+
+
+def test_who_puts_again_what_was_not_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, chunks: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk_module, "write_atomic", fails)
+    store = Behind(DiskStore(tmp_path))
+    store._writes[store.put(tensors(1.0))].exception(20)
+    with pytest.raises(RunStopped, match="is full"):
+        store.put(tensors(1.0))
+
+
+def test_what_waits_is_bounded_by_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, store = Gate(monkeypatch), Behind(DiskStore(tmp_path))
+    monkeypatch.setattr(behind_module, "HELD", 100)
+    done: list[int] = []
+
+    def many() -> None:
+        for number in range(3):  # 28 bytes, then 400 alone, then 28
+            store.put({"a": torch.full((100 if number == 1 else 7,), float(number))})
+            done.append(number)
+
+    thread = threading.Thread(target=many)
+    thread.start()
+    thread.join(0.3)
+    assert done == [0]
+    gate.open.set()
+    thread.join(20)
+    store.flush()
+    assert done == [0, 1, 2]
+    assert len(gate.written) == 3
 
 
 def test_slow_disks_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

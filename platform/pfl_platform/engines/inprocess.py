@@ -48,7 +48,8 @@ class InProcessEngine:
             known = {actor: found for actor, digest in digests.items() if (found := store.cached(digest)) is not None}
             if len(known) < len(unit):
                 note_alone(self._worker, unit, self._observers, self._noted)
-                store.expect(address for task in (*unit, *following) for address in (task.state, task.inbox) if address)
+                due = [task for task in (*unit, *following) if task.recorded is None]
+                store.expect(address for task in due for address in (task.state, task.inbox) if address)
                 for outcome in self._worker.together(unit, self._observe):
                     if outcome.actor not in known:
                         store.cache(digests[outcome.actor], outcome)

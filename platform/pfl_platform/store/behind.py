@@ -19,7 +19,11 @@ from pfl_platform.store.disk import DiskStore
 from pfl_platform.store.layout import content_address
 
 MOST = 8
-"""Writes that may wait; whoever puts more waits with them, so that slow disks do not fill the memory."""
+"""Writes that may wait."""
+
+HELD = 256 * 2**20
+"""Bytes of tensors that may wait to be written, or one put of whatever size. Whoever puts more waits until there is
+room, so that slow disks do not fill the memory."""
 
 
 class Behind:
@@ -34,25 +38,29 @@ class Behind:
         self._disk = disk
         self._writer = ThreadPoolExecutor(1, "writing-behind")
         self._reader = ThreadPoolExecutor(1, "reading-ahead")
-        self._waiting: deque[Future[object]] = deque()
+        self._waiting: deque[tuple[Future[object], int]] = deque()
         self._writes: dict[Address, Future[object]] = {}
         self._expected: dict[Address, Future[dict[str, Tensor]]] = {}
 
     def put(self, tensors: Tensors) -> Address:
         address = content_address(tensors)
-        if address not in self._writes and not self._disk.tensor_path(address).exists():
+        if not self._begun(address) and not self._disk.tensor_path(address).exists():
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            self._make_room(size)
             copies = {key: tensor.detach().clone() for key, tensor in tensors.items()}
-            self._writes[address] = self._write(lambda: self._disk.write(address, copies))
+            self._writes[address] = self._write(lambda: self._disk.write(address, copies), size)
         return address
 
     def put_text(self, text: str) -> Address:
         address = hashlib.sha256(text.encode()).hexdigest()
-        if address not in self._writes:
+        if not self._begun(address):
+            self._make_room(0)
             self._writes[address] = self._write(lambda: self._disk.put_text(text))
         return address
 
     def cache(self, digest: str, outcome: Outcome) -> None:
         """The outcome is told by `cached` when it is written."""
+        self._make_room(0)
         self._write(lambda: self._disk.cache(digest, outcome))
 
     def get(self, address: Address, keys: Keys | None = None) -> dict[str, Tensor]:
@@ -86,17 +94,32 @@ class Behind:
         """Waits until everything is written. Raises what went wrong first; what was put after that is written all the
         same where that is possible."""
         waiting, self._waiting, self._writes, self._expected = self._waiting, deque(), {}, {}
-        errors = [error for write in waiting if (error := write.exception()) is not None]
+        errors = [error for write, _ in waiting if (error := write.exception()) is not None]
         if errors:
             raise errors[0]
 
-    def _write(self, write: Callable[[], object]) -> Future[object]:
-        while self._waiting and (len(self._waiting) >= MOST or self._waiting[0].done()):
-            self._waiting[0].result()
+    def _make_room(self, size: int) -> None:
+        """Forgets writes that are done, and waits for others until there is room for one more. Raises what went wrong
+        in them."""
+        while self._waiting:
+            write, _ = self._waiting[0]
+            held = sum(size for _, size in self._waiting)
+            if not (write.done() or len(self._waiting) >= MOST or held + size > HELD):
+                return
+            write.result()
             self._waiting.popleft()
+
+    def _write(self, write: Callable[[], object], size: int = 0) -> Future[object]:
         found = self._writer.submit(write)
-        self._waiting.append(found)
+        self._waiting.append((found, size))
         return found
+
+    def _begun(self, address: Address) -> bool:
+        """Whether this is being written. Raises what went wrong in it."""
+        write = self._writes.get(address)
+        if write is not None and write.done():
+            write.result()
+        return write is not None
 
     def _settled(self, address: Address) -> None:
         if address in self._writes:

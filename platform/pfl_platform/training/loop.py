@@ -198,8 +198,8 @@ def _run_phase(
                 _measure_step(actor, phase, step, views, dry, chosen)
                 loss, views = yield from _fitting_step(actor, phase, step, views, samples, stepper)
                 _book_step(actor, phase, step, views)
-                yield Update(stepper, phase.first + index)
                 losses.add(index, loss, last=step is phase.steps[-1])
+                yield Update(stepper, phase.first + index)
             for statistic in statistics:
                 if statistic.every is not None and index % statistic.every == 0:
                     as_it_is = len(views) == 1 and actor.driver.portion.of == 1
