@@ -30,6 +30,7 @@ class Training(Section):
 
     batch_size: int = Field(4, ge=1, le=LARGEST, description="samples per local step")
     micro_batch: int = Field(0, ge=0, description="rows per forward; 0: the whole batch")
+    by_length: bool = Field(False, description="rows of a batch go into micro-batches by length, the longest first")
     lr: float = Field(2e-5, gt=0, description="learning rate")
     lr_scale: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="key pattern -> factor of lr, first match"

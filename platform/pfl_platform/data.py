@@ -89,6 +89,11 @@ class Sample:
     def gold(self) -> tuple[str, ...]:
         return self.references or (self.turns[0].answer,)
 
+    @property
+    def length(self) -> tuple[int, int]:
+        """By which samples are put in order before a tokenizer has read them: pictures, and characters."""
+        return len(self.pictures), sum(len(turn.human) + len(turn.answer) for turn in self.turns)
+
 
 class OnDemand(Sequence[Sample]):
     """Samples that are made when they are asked for; so is a part that is cut out of them."""

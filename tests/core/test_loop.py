@@ -177,6 +177,31 @@ def test_a_step_that_stumbles_over_a_broken_loss_is_not_what_is_said(host: Host)
         train(fresh(host), (phase([Step(LOCAL, broken, Optim(0.01))], 5),))
 
 
+@pytest.mark.parametrize("by_length", [False, True])
+def test_a_batch_goes_into_micro_batches_by_length(host: Host, by_length: bool) -> None:
+    words = ("red", "blue", "a very long answer indeed", "big", "left", "another answer that is long")
+    asked = [Sample(str(k), (Turn("Say it.", word),)) for k, word in enumerate(words)]
+    seen: list[list[str]] = []
+    padded = 0
+
+    def noted(view: View) -> Tensor:
+        nonlocal padded
+        output = view.forward({"local": 1.0})
+        mask = output.encoded.inputs["attention_mask"]
+        padded += mask.numel() - int(mask.sum())
+        seen.append([sample.id for sample in view.samples])
+        return answer_loss(output)
+
+    data = Epochs(asked, 6, 0, "test", shuffle=False)
+    train(fresh(host), (Phase("p", (Step(LOCAL, noted, Optim(0.01)),), 1, data, 2, by_length=by_length),))
+    if by_length:
+        assert seen == [["5", "2"], ["1", "4"], ["0", "3"]]  # of equal length: as they came
+        assert padded <= 4
+    else:
+        assert seen == [["0", "1"], ["2", "3"], ["4", "5"]]
+        assert padded > 4
+
+
 class Looks(TorchDispatchMode):
     """Notes when we ask for the value of a tensor, which waits for whatever a device has been given to do. Models of
     transformers ask once in every pass, whether a mask masks anything."""

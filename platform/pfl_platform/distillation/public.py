@@ -148,7 +148,7 @@ def learning(
     state of the one before, with Adam's moments, so that the parts together are the whole. The actors of the parts may
     differ in what follows a colon.
     """
-    config, micro = fed.config.training, fed.config.training.micro_batch
+    config = fed.config.training
     order = f"{actor.partition(':')[0]}, {stage}, round {round_index}"
     source = Epochs(public.samples, batch_size or config.batch_size, fed.seed, order)
     whole = source.steps(epochs)
@@ -161,7 +161,14 @@ def learning(
         total_steps=whole,
         first_step=first,
     )
-    phase = Phase("distil", (Step(train, loss, optim),), last - first, replace(source, first=first), micro)
+    phase = Phase(
+        "distil",
+        (Step(train, loss, optim),),
+        last - first,
+        replace(source, first=first),
+        config.micro_batch,
+        by_length=config.by_length,
+    )
     task = measuring(fed, public, actor, round_index, host, state, statistics, stage=stage)
     return replace(task, inbox=inbox, phases=(phase,) if last > first else ())
 

@@ -176,7 +176,8 @@ class ClientContext:
     ) -> Phase:
         """A phase on the client's own stream: of the round's local steps, all or `amount` of them, `first` on."""
         amount = self.local_steps if amount is None else amount
-        return Phase(name, steps, amount, self.source, self.fed.config.training.micro_batch, after, first)
+        training = self.fed.config.training
+        return Phase(name, steps, amount, self.source, training.micro_batch, after, first, training.by_length)
 
 
 class Component:

@@ -336,6 +336,8 @@ def _views(actor: Actor, phase: Phase, samples: Sequence[Sample], index: int) ->
     """The micro-batches, or this process's rows of each. Who has none of a micro-batch takes part with a row that
     counts nothing, since those who share a batch go through it in step."""
     size, portion = phase.micro_batch or len(samples), actor.driver.portion
+    if phase.by_length:
+        samples = sorted(samples, key=lambda sample: sample.length, reverse=True)
     found = []
     for start in range(0, len(samples), size):
         micro = samples[start : start + size]

@@ -196,9 +196,9 @@ After: TypeAlias = Callable[[dict[str, Tensor], Tensors], Mapping[str, Tensor]]
 @dataclass(frozen=True)
 class Phase:
     """`amount` batches; every step of a phase sees the same batch. `micro_batch` rows per forward (0: the whole
-    batch). `first`: number of batches that earlier phases of the task have taken from the same data; this one goes on
-    there, in the data and in the learning rate's schedule. `after`: replaces the params that were trained, and may set
-    others."""
+    batch), by length (`Sample.length`) where `by_length` says so. `first`: number of batches that earlier phases of the
+    task have taken from the same data; this one goes on there, in the data and in the learning rate's schedule.
+    `after`: replaces the params that were trained, and may set others."""
 
     name: str
     steps: tuple[Step, ...]
@@ -207,10 +207,11 @@ class Phase:
     micro_batch: int = 0
     after: After | None = None
     first: int = 0
+    by_length: bool = False
 
     def describe(self) -> Mapping[str, Any]:
         told = {"name": self.name, "amount": self.amount, "data": self.data.describe(), "micro": self.micro_batch}
-        return {**told, "first": self.first} if self.first else told
+        return {**told, **{name: getattr(self, name) for name in ("first", "by_length") if getattr(self, name)}}
 
 
 @dataclass(frozen=True)

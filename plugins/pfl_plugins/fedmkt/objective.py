@@ -66,7 +66,9 @@ class FedMKT(Objective):
         )
         optim = Optim(config.lr, clip=training.clip, moments="reset")
         step = Step(train, lesson, optim)
-        taught = Phase("taught", (step,), source.steps(config.epochs), source, training.micro_batch)
+        taught = Phase(
+            "taught", (step,), source.steps(config.epochs), source, training.micro_batch, by_length=training.by_length
+        )
         return (taught, private)
 
     def statistics(self, ctx: ClientContext) -> tuple[Statistic, ...]:
