@@ -48,7 +48,12 @@ class Behind:
             size = sum(tensor.nbytes for tensor in tensors.values())
             self._make_room(size)
             copies = {key: tensor.detach().clone() for key, tensor in tensors.items()}
-            self._writes[address] = self._write(lambda: self._disk.write(address, copies), size)
+
+            def write() -> None:
+                self._disk.write(address, copies)
+                copies.clear()  # nothing of it is held when whoever waits goes on
+
+            self._writes[address] = self._write(write, size)
         return address
 
     def put_text(self, text: str) -> Address:
