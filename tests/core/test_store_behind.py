@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -101,9 +102,10 @@ def test_what_is_expected_is_read_once_and_before_it_is_asked_for(
 
 def test_a_full_disk_stops_the_run_and_spares_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, write = Behind(DiskStore(tmp_path)), disk_module.write_atomic
-    full = iter([True])
+    full, both = iter([True]), threading.Event()
 
     def fails_once(path: Path, chunks: object) -> None:
+        assert both.wait(20)
         if next(full, False):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, chunks)  # type: ignore[arg-type]
@@ -111,6 +113,7 @@ def test_a_full_disk_stops_the_run_and_spares_what_fits(tmp_path: Path, monkeypa
     monkeypatch.setattr(disk_module, "write_atomic", fails_once)
     lost = store.put(tensors(1.0))
     store.cache("1" * 64, outcome(lost))
+    both.set()
 
     def put_many() -> None:
         for number in range(2 * MOST):
@@ -151,6 +154,8 @@ def test_what_waits_is_bounded_by_its_bytes(tmp_path: Path, monkeypatch: pytest.
 
     thread = threading.Thread(target=many)
     thread.start()
+    while not done:
+        time.sleep(0.01)
     thread.join(0.3)
     assert done == [0]
     gate.open.set()
