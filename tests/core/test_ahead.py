@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_batch_is_said_when_its_turn_comes() -> None:
     with pytest.raises(OSError, match="a picture is broken"):
         trained(True, 0, events, broken=2)  # the third batch
     assert [index for what, index, _ in events if what == "step"] == [0, 1]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading-ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches-ahead")]
 
 
 def test_where_it_is_worth_it() -> None:

@@ -36,8 +36,8 @@ class Behind:
 
     def __init__(self, disk: DiskStore) -> None:
         self._disk = disk
-        self._writer = ThreadPoolExecutor(1, "writing-behind")
-        self._reader = ThreadPoolExecutor(1, "reading-ahead")
+        self._writer = ThreadPoolExecutor(1, "files-behind")
+        self._reader = ThreadPoolExecutor(1, "files-ahead")
         self._waiting: deque[tuple[Future[object], int]] = deque()
         self._writes: dict[Address, Future[object]] = {}
         self._expected: dict[Address, Future[dict[str, Tensor]]] = {}

@@ -33,7 +33,7 @@ def batches(make: Callable[[int], Batch], amount: int, *, ahead: bool) -> Genera
     if not ahead or amount < 2:
         yield from map(make, range(amount))
         return
-    with ThreadPoolExecutor(1, "reading-ahead") as reader:
+    with ThreadPoolExecutor(1, "batches-ahead") as reader:
         found = make(0)
         for index in range(amount):
             for view in found[1]:
