@@ -271,12 +271,15 @@ class Backbone:
 
     @cached_property
     def loaded_head(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """Copies of the task head's params as they were when first asked for: path -> name -> float32 on the CPU."""
+        """Copies of the task head's params as they were when first asked for: path -> name -> float32 on the CPU. Of a
+        backbone without weights they are shapes, too."""
+
+        def copied(parameter: Tensor) -> Tensor:
+            device = "meta" if parameter.is_meta else "cpu"
+            return parameter.detach().to(device, torch.float32, copy=True)
+
         return {
-            path: {
-                name: parameter.detach().to("cpu", torch.float32, copy=True)
-                for name, parameter in self.module(path).named_parameters()
-            }
+            path: {name: copied(parameter) for name, parameter in self.module(path).named_parameters()}
             for path in self.task_head
         }
 

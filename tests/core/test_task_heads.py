@@ -322,3 +322,11 @@ def test_a_whole_backbone_is_trained_with_its_head() -> None:
     chosen = host.select(Keys("backbone/*"))
     assert "backbone/classifier.out_proj/weight" in chosen
     assert all(tensor.requires_grad for tensor in chosen.values())
+
+
+def test_a_head_without_weights_is_a_shape() -> None:
+    """Plans load a head into every host; that of a backbone that is planned has no values."""
+    backbone = PluginManager().make("backbone", "tiny-roberta", {"device": "meta"})
+    heads = [tensor for params in backbone.loaded_head.values() for tensor in params.values()]
+    assert heads
+    assert all(tensor.is_meta and tensor.dtype == torch.float32 for tensor in heads)
