@@ -90,6 +90,11 @@ class Sample:
         return self.references or (self.turns[0].answer,)
 
     @property
+    def prompt_length(self) -> tuple[int, int]:
+        """`length` of what evaluation asks: pictures, and characters of the first question."""
+        return len(self.pictures), len(self.turns[0].human)
+
+    @property
     def length(self) -> tuple[int, int]:
         """By which samples are put in order before a tokenizer has read them: pictures, and characters."""
         return len(self.pictures), sum(len(turn.human) + len(turn.answer) for turn in self.turns)

@@ -170,7 +170,7 @@ class Judge:
         clients.
         """
         pool = [(number, place) for number, (_, _, samples) in enumerate(cells) for place in range(len(samples))]
-        lengths = [_length(cells[number][2][place]) for number, place in pool]
+        lengths = [cells[number][2][place].prompt_length for number, place in pool]
         order = sorted(range(len(pool)), key=lengths.__getitem__)
         found: dict[int, Prediction] = {}
         one = recipe.passes[0] if recipe.rows is None and len(recipe.passes) == 1 else {}
@@ -216,10 +216,6 @@ class Judge:
         if self.choose == "written" or not is_choice(host, batch[0]):
             return greedy(host, batch, passes, self.max_new_tokens)
         return likeliest(host, batch, passes, per_token=self.choose == "likelihood_per_token", rows=self.batch_size)
-
-
-def _length(sample: Sample) -> tuple[int, int]:
-    return (len(sample.pictures), len(sample.turns[0].human))
 
 
 def to_lines(results: Iterable[CellResult]) -> str:

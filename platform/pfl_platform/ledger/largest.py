@@ -136,7 +136,7 @@ def questions_of(task: Task, place: Workplace, size: int) -> dict[Cell, list[Sam
     for cell in task.score:
         items = place.cell_items(cell, place.cell_data(cell), task.actor, task.split)
         for sample in _some(items):
-            pool.append(((len(sample.pictures), len(sample.turns[0].human)), cell, sample))
+            pool.append((sample.prompt_length, cell, sample))
     pool.sort(key=lambda entry: entry[0])
     found: dict[Cell, list[Sample]] = {}
     for _, cell, sample in pool[-size:]:

@@ -6,7 +6,6 @@ was put, so that an outcome's file never comes before the tensors that it names.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.federation.tasks import Address, Outcome
 from pfl_platform.store.disk import DiskStore
-from pfl_platform.store.layout import content_address
+from pfl_platform.store.layout import content_address, text_address
 
 MOST = 8
 """Writes that may wait."""
@@ -57,10 +56,10 @@ class Behind:
         return address
 
     def put_text(self, text: str) -> Address:
-        address = hashlib.sha256(text.encode()).hexdigest()
+        address = text_address(text)
         if not self._begun(address):
             self._make_room(0)
-            self._writes[address] = self._write(lambda: self._disk.put_text(text))
+            self._writes[address] = self._write(lambda: self._disk.write_text(address, text))
         return address
 
     def cache(self, digest: str, outcome: Outcome) -> None:
@@ -108,7 +107,7 @@ class Behind:
         in them."""
         while self._waiting:
             write, _ = self._waiting[0]
-            held = sum(size for _, size in self._waiting)
+            held = sum(waits for _, waits in self._waiting)
             if not (write.done() or len(self._waiting) >= MOST or held + size > HELD):
                 return
             write.result()

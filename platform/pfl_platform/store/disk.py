@@ -9,7 +9,6 @@ Every file is written under a temporary name, flushed and renamed, and never cha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,7 @@ from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.tasks import Address, Cost, Outcome
 from pfl_platform.store.atomic import stopping_run, write_atomic
-from pfl_platform.store.layout import content_address, file_chunks
+from pfl_platform.store.layout import content_address, file_chunks, text_address
 from pfl_platform.store.reading import read_tensors, tensor_names
 
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
@@ -72,13 +71,16 @@ class DiskStore:
             raise UserError(_damaged(path, str(error))) from error
 
     def put_text(self, text: str) -> Address:
-        data = text.encode()
-        address = hashlib.sha256(data).hexdigest()
+        address = text_address(text)
+        self.write_text(address, text)
+        return address
+
+    def write_text(self, address: Address, text: str) -> None:
+        """`put_text` by whoever knows the text's address."""
         path = self.text_path(address)
         if not path.exists():
             with stopping_run(self.folder):
-                write_atomic(path, [data])
-        return address
+                write_atomic(path, [text.encode()])
 
     def get_text(self, address: Address) -> str:
         path = self._existing(self.text_path(address))
@@ -87,7 +89,7 @@ class DiskStore:
             text = data.decode()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(_damaged(path, str(error))) from error
-        if self.verify and hashlib.sha256(data).hexdigest() != address:
+        if self.verify and text_address(text) != address:
             raise UserError(_damaged(path, "its content does not match its name"))
         return text
 

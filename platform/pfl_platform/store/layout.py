@@ -73,6 +73,11 @@ def content_address(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
+def text_address(text: str) -> str:
+    """The address of a text: SHA-256 of its UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def file_order(tensors: Tensors) -> list[str]:
     """Keys as they lie in a file: wide items first, so that every tensor starts at a multiple of its item size."""
     return sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))

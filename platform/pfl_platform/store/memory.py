@@ -7,7 +7,6 @@ the state that it came from, or a state with the reply that it was given, takes 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,7 +17,7 @@ from torch import Tensor
 from pfl_platform.adapters.surfaces import Keys, Tensors
 from pfl_platform.errors import UserError
 from pfl_platform.federation.tasks import Address, Outcome, Store
-from pfl_platform.store.layout import content_address, raw
+from pfl_platform.store.layout import content_address, raw, text_address
 
 Spec: TypeAlias = tuple[tuple[str, torch.dtype, torch.Size], ...]
 """Key, dtype and shape of each tensor of a piece, in order."""
@@ -80,7 +79,7 @@ class MemoryStore:
         return tuple(sorted(key for name in self._sets[address] for key, _, _ in self._pieces[name].spec))
 
     def put_text(self, text: str) -> Address:
-        address = hashlib.sha256(text.encode()).hexdigest()
+        address = text_address(text)
         self._texts[address] = text
         return address
 

@@ -34,15 +34,13 @@ def batches(make: Callable[[int], Batch], amount: int, *, ahead: bool) -> Genera
         yield from map(make, range(amount))
         return
     with ThreadPoolExecutor(1, "batches-ahead") as reader:
-        found = make(0)
+        following = make(0)
         for index in range(amount):
+            found = following
             for view in found[1]:
                 view.wait()
-            following = None
             if index + 1 < amount:
                 following = make(index + 1)
                 for view in following[1]:
                     view.read(reader)
             yield found
-            if following is not None:
-                found = following

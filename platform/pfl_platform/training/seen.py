@@ -59,22 +59,21 @@ class Losses:
             self.look()
         elif issubclass(kind, Exception) and self._waiting is not None:
             # Whoever shares the batch is somewhere else by now, so nobody is asked for his part.
-            self._refuse(self._waiting[0], float(self._waiting[1]))
+            index, number, _last = self._waiting
+            self._refuse(index, float(number))
 
     def add(self, index: int, loss: Sequence[Tensor], *, last: bool) -> None:
         """Takes the loss of a step on batch `index`, scalars that are to be added, and looks at the one before. last:
         whether it is the batch's last step. Raises as `look`."""
-        before, self._waiting = self._waiting, (index, _Number(loss), last)
-        if before is not None:
-            self._see(*before)
+        number = _Number(loss)
+        self.look()
+        self._waiting = (index, number, last)
 
     def look(self) -> None:
         """Looks at what is waiting. Raises `RunStopped` where it is not finite."""
-        before, self._waiting = self._waiting, None
-        if before is not None:
-            self._see(*before)
-
-    def _see(self, index: int, number: _Number, last: bool) -> None:
+        if self._waiting is None:
+            return
+        (index, number, last), self._waiting = self._waiting, None
         loss = float(number)
         if self.driver.portion.of > 1:
             loss = self.driver.total(loss) / self.driver.portion.of
@@ -86,7 +85,6 @@ class Losses:
 
     def _refuse(self, index: int, loss: float) -> None:
         if not math.isfinite(loss):
-            self._waiting = None
             raise RunStopped(
                 f"The loss of {self.actor} is {loss} in phase '{self.phase}' at local step {index}: "
                 "lower its learning rate or look at its data."

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pfl_platform.adapters.host import Host
 from pfl_platform.adapters.surfaces import Mix, Part
-from pfl_platform.backbones import IGNORE, Encoded
+from pfl_platform.backbones import IGNORE, MASKS, Encoded
 from pfl_platform.training.surfaces import Output
 from pfl_platform.training.view import BatchView, Call
 
-QUESTION, ANSWER = "attention_mask", "decoder_attention_mask"
+QUESTION, ANSWER = MASKS
 MASK_OF = {QUESTION: QUESTION, "input_ids": QUESTION, ANSWER: ANSWER, "decoder_input_ids": ANSWER}
 """Inputs by row and position that a client's part of a batch has, and the mask of the positions that are there."""
 
